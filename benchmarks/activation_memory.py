@@ -1,10 +1,12 @@
-"""Memory of one training step beyond model, gradients and optimiser state: a padded batch against the packed stream.
+"""Memory of one training step beyond model, gradients and optimiser state: a padded batch against
+the packed stream.
 
     python benchmarks/activation_memory.py
 
-128 texts of mixed lengths, cut at 128 tokens, three layers of all-MiniLM-L6-v2, mean squared error to the teacher. Each side
-runs in a process of its own, which first takes one small step, so that gradients and optimiser state are there; then the
-largest resident size of one step is read, above the size before it. The last line is padded / packed.
+128 texts of mixed lengths, cut at 128 tokens, three layers of all-MiniLM-L6-v2, mean squared error
+to the teacher. Each side runs in a process of its own, which first takes one small step, so that
+gradients and optimiser state are there; then the largest resident size of one step is read, above
+the size before it. The last line is padded / packed.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def main() -> None:
         for side, size in found.items()
     ]
     table(
-        f"{asked.texts} texts, {tokens:,} tokens, micro-batches of {asked.micro_batch_tokens:,} tokens",
+        f"{asked.texts} texts, {tokens:,} tokens, micro-batches of {asked.micro_batch_tokens:,}"
+        " tokens",
         ["side", "MB", "padded / this"],
         rows,
     )

@@ -1,12 +1,15 @@
-"""An adapter from a few rows a class against a linear probe on the teacher's vectors of the same rows.
+"""An adapter from a few rows a class against a linear probe on the teacher's vectors of the same
+rows.
 
     python benchmarks/adapt_few.py --model runs/english/model --set banking77
 
-Some rows of every class are drawn from the training split, `taskdistill adapt` adds an adapter to a copy of the model folder, and a
-logistic regression is fitted on the vectors of exactly those rows: of the teacher, of the base, and of the adapter. All of them predict
-`--score-on test`, or `held-out`: other rows of the training split, on which settings are chosen. Two regularisations: C = 1, as the
-classification protocol takes it, and the C of 1, 3, 10, 30, 100 with the best five-fold accuracy on the same rows, chosen for each side.
-The last line is the accuracy of the adapter / teacher at C = 1.
+Some rows of every class are drawn from the training split, `taskdistill adapt` adds an adapter to a
+copy of the model folder, and a logistic regression is fitted on the vectors of exactly those rows:
+of the teacher, of the base, and of the adapter. All of them predict `--score-on test`, or
+`held-out`: other rows of the training split, on which settings are chosen. Two regularisations: C =
+1, as the classification protocol takes it, and the C of 1, 3, 10, 30, 100 with the best five-fold
+accuracy on the same rows, chosen for each side. The last line is the accuracy of the adapter /
+teacher at C = 1.
 """
 
 from __future__ import annotations

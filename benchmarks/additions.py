@@ -1,13 +1,15 @@
 """What each addition to a recipe is worth: the same phase trained without and with it.
 
-    taskdistill train recipes/quickstart.yaml --out runs/quickstart
-    python benchmarks/additions.py runs/quickstart --data runs/quickstart-data --set retrieval/docs --seeds 2
-    python benchmarks/additions.py runs/quickstart --data runs/quickstart-data --set retrieval/docs --phase stage1 --steps 200
+    taskdistill train recipes/quickstart.yaml --out runs/quickstart python benchmarks/additions.py
+    runs/quickstart --data runs/quickstart-data --set retrieval/docs --seeds 2 python
+    benchmarks/additions.py runs/quickstart --data runs/quickstart-data --set retrieval/docs --phase
+    stage1 --steps 200
 
-Every variant trains the run's retrieval adapter on its finished base again, or its stage 1 from the start, with the same data order and
-seeds as the plain recipe, then scores one retrieval set: nDCG@10 of float32 vectors whole and cut to a quarter, of int8 codes and of
-sign bits. The table holds the difference to the plain recipe in points, with 95 % bootstrap intervals over queries, each a mean over the
-seeds. The last line is the largest gain of sign bits, in points.
+Every variant trains the run's retrieval adapter on its finished base again, or its stage 1 from the
+start, with the same data order and seeds as the plain recipe, then scores one retrieval set:
+nDCG@10 of float32 vectors whole and cut to a quarter, of int8 codes and of sign bits. The table
+holds the difference to the plain recipe in points, with 95 % bootstrap intervals over queries, each
+a mean over the seeds. The last line is the largest gain of sign bits, in points.
 """
 
 from __future__ import annotations
@@ -91,7 +93,9 @@ STAGE1: dict[str, list[str]] = {
     "list_kl 1": ["weights.list_kl=1"],
     "matryoshka off": ["matryoshka=false"],
 }
-"""Name to settings of stage 1 that differ; similarity and relative stand to the cosine as in Jasper (10 : 200 : 20)."""
+"""Name to settings of stage 1 that differ; similarity and relative stand to the cosine as in Jasper
+(10 : 200 : 20).
+"""
 MEASURES = ("float32", "float32, a quarter", "int8", "sign bits")
 Units = dict[str, np.ndarray]
 
@@ -162,7 +166,8 @@ def main() -> None:
                 gains.append(100 * gap.value)
         rows.append([name, *cells, f"{seconds[name]:.0f}"])
     table(
-        f"{asked.name}, {len(means[PLAIN][MEASURES[0]])} queries, {asked.seeds} seeds: nDCG@10, then the difference to {PLAIN}",
+        f"{asked.name}, {len(means[PLAIN][MEASURES[0]])} queries, {asked.seeds} seeds: nDCG@10,"
+        f" then the difference to {PLAIN}",
         ["variant", *MEASURES, "s"],
         rows,
     )

@@ -1,8 +1,9 @@
-"""What the side-by-side benchmarks share: real texts, sides that take turns, what the machine is, and the table.
+"""What the side-by-side benchmarks share: real texts, sides that take turns, what the machine is,
+and the table.
 
-Every benchmark is one command, runs its sides in turn in one process, and prints `ratio: X` as its last line. Ratios of
-medians within one run are the only thing to compare: absolute rates move with whatever else the machine does, so the cores
-that others used meanwhile are printed beside each row.
+Every benchmark is one command, runs its sides in turn in one process, and prints `ratio: X` as its
+last line. Ratios of medians within one run are the only thing to compare: absolute rates move with
+whatever else the machine does, so the cores that others used meanwhile are printed beside each row.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ MIXED = {
     "texts/wiki-sentences": 35,
     "pairs/reuters-title-body.train": 20,
 }
-"""Sources of mixed lengths and their shares in percent: about 46 tokens on average, median 24, cut at 256."""
+"""Sources of mixed lengths and their shares in percent: about 46 tokens on average, median 24, cut
+at 256.
+"""
 SHORT = {"scored/stsb-en.train": 100}
 """Sentences of about 15 tokens."""
 FIELDS = ("text", "positive", "text1", "text2")
@@ -64,7 +67,9 @@ def parser(doc: str | None, *, texts: int, rounds: int = 5) -> argparse.Argument
 
 
 def options(made: argparse.ArgumentParser, quick_texts: int = 48) -> argparse.Namespace:
-    """Read the command line, shrink it for a smoke run, and set the intra-op threads of every library."""
+    """Read the command line, shrink it for a smoke run, and set the intra-op threads of every
+    library.
+    """
     import torch
 
     found = made.parse_args()
@@ -179,10 +184,12 @@ def _busy() -> float:
 
 
 def multiply(threads: int, seconds: float = 1.0) -> dict[str, float]:
-    """Measure the float32 matrix-multiply rate of this machine now, in flop/s, on the shapes that a small encoder has.
+    """Measure the float32 matrix-multiply rate of this machine now, in flop/s, on the shapes that a
+    small encoder has.
 
-    Every thread multiplies by itself, so that none waits for another. `sustained` is all work over all time, for the best
-    shape; `best` the fastest single call of one thread times the threads, which no longer work reaches where cores are shared.
+    Every thread multiplies by itself, so that none waits for another. `sustained` is all work over
+    all time, for the best shape; `best` the fastest single call of one thread times the threads,
+    which no longer work reaches where cores are shared.
     """
     import torch
 
@@ -242,7 +249,10 @@ def machine(threads: int, packages: Sequence[str] = ()) -> str:
         "unknown processor",
     )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    return f"{model}, {cores()} cores, load {load}, {threads} threads; python {sys.version.split()[0]}, {found}"
+    return (
+        f"{model}, {cores()} cores, load {load}, {threads} threads; python"
+        f" {sys.version.split()[0]}, {found}"
+    )
 
 
 def _lines(path: str) -> list[str]:
@@ -265,7 +275,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def speed_rows(
     sides: Mapping[str, Side], texts: int, tokens: int, reference: str
 ) -> list[list[str]]:
-    """Write a row a side: rates, ratio to the reference by wall clock and by processor time, foreign load."""
+    """Write a row a side: rates, ratio to the reference by wall clock and by processor time,
+    foreign load.
+    """
     base = sides[reference]
     return [
         [
@@ -298,7 +310,9 @@ def finish(ratio: float, found: Any, path: Path | None) -> None:
 
 
 def in_child(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run this benchmark's own file again in a process of its own and read the JSON object of its last line."""
+    """Run this benchmark's own file again in a process of its own and read the JSON object of its
+    last line.
+    """
     command = [sys.executable, sys.argv[0], *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,12 +1,14 @@
-"""Encoding in float32: the packed stream against onnxruntime and OpenVINO, all on texts sorted by length.
+"""Encoding in float32: the packed stream against onnxruntime and OpenVINO, all on texts sorted by
+length.
 
-    python benchmarks/encode_backends.py                  # all-MiniLM-L6-v2, mixed lengths, then short texts
-    python benchmarks/encode_backends.py --family qwen3    # or eurobert: random weights, 6 layers x 384, for the table of `auto`
-    python benchmarks/encode_backends.py --quick
+    python benchmarks/encode_backends.py # all-MiniLM-L6-v2, mixed lengths, then short texts python
+    benchmarks/encode_backends.py --family qwen3 # or eurobert: random weights, 6 layers x 384, for
+    the table of `auto` python benchmarks/encode_backends.py --quick
 
-Each engine runs in two ways: as it is commonly used, in batches of 32 texts of similar length with its own threads, and
-through this package's back end, in batches by tokens with one thread a batch. Prints the smallest cosine to the packed
-side. The last line is the ratio, on mixed lengths, of the packed stream to the faster of the engines as commonly used.
+Each engine runs in two ways: as it is commonly used, in batches of 32 texts of similar length with
+its own threads, and through this package's back end, in batches by tokens with one thread a batch.
+Prints the smallest cosine to the packed side. The last line is the ratio, on mixed lengths, of the
+packed stream to the faster of the engines as commonly used.
 """
 
 from __future__ import annotations
@@ -124,7 +126,9 @@ def ids_of(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
 
 
 def common_use(encoder: Encoder, engine: str, threads: int) -> Callable[[list[str]], np.ndarray]:
-    """Open an engine as most programs do, and give a function that sorts texts, pads batches of them and runs it."""
+    """Open an engine as most programs do, and give a function that sorts texts, pads batches of
+    them and runs it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         make_graph(encoder.model, path, truncation_default=engine == "onnxruntime")

@@ -1,11 +1,12 @@
-"""Encoding all-MiniLM-L6-v2 in eight bits against sentence-transformers with its defaults in float32.
+"""Encoding all-MiniLM-L6-v2 in eight bits against sentence-transformers with its defaults in
+float32.
 
-    python benchmarks/encode_int8.py              # 600 texts of mixed lengths, then 1,200 short ones
-    python benchmarks/encode_int8.py --quality retrieval/xquad-en,sts/stsb-en,sts/sickr   # scores instead of speed
-    python benchmarks/encode_int8.py --quick
+    python benchmarks/encode_int8.py # 600 texts of mixed lengths, then 1,200 short ones python
+    benchmarks/encode_int8.py --quality retrieval/xquad-en,sts/stsb-en,sts/sickr # scores instead of
+    speed python benchmarks/encode_int8.py --quick
 
-Prints mean and smallest cosine of every text timed to its float32 vector, and fails below a mean of 0.998. The packed
-stream in float32 runs beside them. The last line is the ratio on mixed lengths.
+Prints mean and smallest cosine of every text timed to its float32 vector, and fails below a mean of
+0.998. The packed stream in float32 runs beside them. The last line is the ratio on mixed lengths.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def main() -> None:
     said = int8_cosines(small)
     print(machine(asked.threads))
     print(
-        f"cosine to float32 on the {said.texts} calibration texts: mean {said.mean:.4f}, smallest {said.smallest:.4f}"
+        f"cosine to float32 on the {said.texts} calibration texts: mean {said.mean:.4f}, smallest"
+        f" {said.smallest:.4f}"
     )
     found = {}
     for kind in ("mixed", "short"):
@@ -91,7 +93,9 @@ def main() -> None:
 
 
 def quality(asked: argparse.Namespace) -> None:
-    """Score the model in float32 and in int8 on evaluation sets, each with its own task's adapter if there is one."""
+    """Score the model in float32 and in int8 on evaluation sets, each with its own task's adapter
+    if there is one.
+    """
     from taskdistill.evaluate.datasets import find_eval_sets
     from taskdistill.evaluate.models.encoder import EncoderEmbedder
     from taskdistill.evaluate.runner import evaluate_models

@@ -1,13 +1,13 @@
 """How time and memory grow with the number of texts, from 10,000 to 1,000,000: file in, file out.
 
-    python benchmarks/encode_scaling.py                       # a static model and a transformer of 2 layers x 128, random weights
-    python benchmarks/encode_scaling.py --counts 10000,100000
-    python benchmarks/encode_scaling.py --quick
+    python benchmarks/encode_scaling.py # a static model and a transformer of 2 layers x 128, random
+    weights python benchmarks/encode_scaling.py --counts 10000,100000 python
+    benchmarks/encode_scaling.py --quick
 
-Each run is a process of its own that encodes a .jsonl file into a .npy file, as `taskdistill encode` does. Prints seconds
-for each 1,000 texts, and the peak of resident memory and what of it came after the model was loaded. The last line is the
-larger of two ratios, of the largest run to the smallest: microseconds a text, and peak memory; 1 is linear time and flat
-memory.
+Each run is a process of its own that encodes a .jsonl file into a .npy file, as `taskdistill
+encode` does. Prints seconds for each 1,000 texts, and the peak of resident memory and what of it
+came after the model was loaded. The last line is the larger of two ratios, of the largest run to
+the smallest: microseconds a text, and peak memory; 1 is linear time and flat memory.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def main() -> None:
             "memory": runs[large]["peak"] / runs[small]["peak"],
         }
         print(
-            f"{KINDS[kind]}, {large:,} against {small:,} texts: time a text {ratios[kind]['time']:.2f}, peak {ratios[kind]['memory']:.2f}"
+            f"{KINDS[kind]}, {large:,} against {small:,} texts: time a text"
+            f" {ratios[kind]['time']:.2f}, peak {ratios[kind]['memory']:.2f}"
         )
     finish(
         max(max(each.values()) for each in ratios.values()),
@@ -103,7 +104,9 @@ def main() -> None:
 
 
 def encode(kind: str, source: str, out: str, *, threads: int) -> dict[str, float]:
-    """Encode a file in this process and report seconds and bytes; a first small call leaves warming up out of the time."""
+    """Encode a file in this process and report seconds and bytes; a first small call leaves warming
+    up out of the time.
+    """
     import torch
     from common import MODEL
 

@@ -1,11 +1,12 @@
-"""Encoding all-MiniLM-L6-v2 in float32: the packed stream against sentence-transformers with its defaults.
+"""Encoding all-MiniLM-L6-v2 in float32: the packed stream against sentence-transformers with its
+defaults.
 
-    python benchmarks/encode_speed.py                 # 600 texts of mixed lengths, then 1,200 short ones
-    python benchmarks/encode_speed.py --quick
+    python benchmarks/encode_speed.py # 600 texts of mixed lengths, then 1,200 short ones python
+    benchmarks/encode_speed.py --quick
 
-Prints for both kinds of texts the rates, the smallest cosine between the two sides' vectors, and the share that the packed
-side reached of this machine's matrix-multiply rate, measured in turn with the sides. The last line is the ratio on mixed
-lengths.
+Prints for both kinds of texts the rates, the smallest cosine between the two sides' vectors, and
+the share that the packed side reached of this machine's matrix-multiply rate, measured in turn with
+the sides. The last line is the ratio on mixed lengths.
 """
 
 from __future__ import annotations
@@ -77,8 +78,9 @@ def main() -> None:
         )
         print(f"cosine between the sides: min {cosine.min():.6f}")
         print(
-            f"matrix multiply alone, in turn with the sides: {sustained / 1e9:.0f} GF/s (fastest single call {best / 1e9:.0f}); "
-            f"the packed side: {rate / 1e9:.0f} GF/s, {100 * rate / sustained:.0f} % of it ({100 * rate / best:.0f} %)"
+            f"matrix multiply alone, in turn with the sides: {sustained / 1e9:.0f} GF/s (fastest"
+            f" single call {best / 1e9:.0f}); the packed side: {rate / 1e9:.0f} GF/s,"
+            f" {100 * rate / sustained:.0f} % of it ({100 * rate / best:.0f} %)"
         )
         if cosine.min() < 0.9999:
             raise SystemExit("error: the two sides disagree")

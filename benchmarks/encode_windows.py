@@ -1,11 +1,14 @@
-"""Encoding with windowed attention: the packed stream against sentence-transformers, at the shape of ModernBERT-base.
+"""Encoding with windowed attention: the packed stream against sentence-transformers, at the shape
+of ModernBERT-base.
 
-    python benchmarks/encode_windows.py             # 22 layers of 768, windows of 64 tokens on each side, every third layer global
-    python benchmarks/encode_windows.py --layers 6 --quick
+    python benchmarks/encode_windows.py # 22 layers of 768, windows of 64 tokens on each side, every
+    third layer global python benchmarks/encode_windows.py --layers 6 --quick
 
-The weights are random, so only speed and equality are measured. Texts are real and of mixed lengths: sentences, questions, news,
-and documents of up to 1,024 tokens. The other side is sentence-transformers with its defaults, which sorts texts by length and
-pads batches of 32. Both sides have the same folder, tokenizer, texts and threads, and run in turn. The last line is the ratio.
+The weights are random, so only speed and equality are measured. Texts are real and of mixed
+lengths: sentences, questions, news, and documents of up to 1,024 tokens. The other side is
+sentence-transformers with its defaults, which sorts texts by length and pads batches of 32. Both
+sides have the same folder, tokenizer, texts and threads, and run in turn. The last line is the
+ratio.
 """
 
 from __future__ import annotations
@@ -61,7 +64,9 @@ def mixed_texts(count: int, data: Path | None) -> list[str]:
 
 
 def write_model(folder: Path, layers: int) -> None:
-    """Write a random ModernBERT of the given depth as a sentence-transformers folder, with the tokenizer of the embedded model."""
+    """Write a random ModernBERT of the given depth as a sentence-transformers folder, with the
+    tokenizer of the embedded model.
+    """
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Normalize, Pooling, Transformer
@@ -126,7 +131,10 @@ def main() -> None:
     theirs, ours = sides.values()
     cosine = np.sum(theirs.result * ours.result, axis=1)
     quarters = ", ".join(str(int(value)) for value in np.percentile(lengths, [25, 50, 75, 100]))
-    title = f"{len(texts):,} texts, {lengths.mean():.1f} tokens on average; quarters {quarters}; {asked.layers} layers"
+    title = (
+        f"{len(texts):,} texts, {lengths.mean():.1f} tokens on average; quarters {quarters};"
+        f" {asked.layers} layers"
+    )
     table(
         title, SPEED_COLUMNS, speed_rows(sides, len(texts), int(lengths.sum()), next(iter(sides)))
     )

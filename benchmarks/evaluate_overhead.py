@@ -1,11 +1,13 @@
-"""What an evaluation costs beside the encoding: all-MiniLM-L6-v2 on a retrieval set of 5,000 documents.
+"""What an evaluation costs beside the encoding: all-MiniLM-L6-v2 on a retrieval set of 5,000
+documents.
 
-    python benchmarks/evaluate_overhead.py            # 5,000 documents of mixed lengths, 500 queries
-    python benchmarks/evaluate_overhead.py --quick
+    python benchmarks/evaluate_overhead.py # 5,000 documents of mixed lengths, 500 queries python
+    benchmarks/evaluate_overhead.py --quick
 
-One side encodes the texts of the set; the other runs the whole evaluation of the same set from its files: reading, encoding,
-ranking, metrics, the bootstrap interval, results.json and report.html, in an empty folder each time. The last line is the
-second side's time over the first one's; at most 1.1 is wanted.
+One side encodes the texts of the set; the other runs the whole evaluation of the same set from its
+files: reading, encoding, ranking, metrics, the bootstrap interval, results.json and report.html, in
+an empty folder each time. The last line is the second side's time over the first one's; at most 1.1
+is wanted.
 """
 
 from __future__ import annotations
@@ -104,14 +106,18 @@ def main() -> None:
             ).ids,
         )
     )
-    title = f"{len(documents):,} documents and {len(queries):,} queries, {tokens / (len(queries) + len(documents)):.0f} tokens on average"
+    title = (
+        f"{len(documents):,} documents and {len(queries):,} queries,"
+        f" {tokens / (len(queries) + len(documents)):.0f} tokens on average"
+    )
     table(
         title,
         SPEED_COLUMNS,
         speed_rows(sides, len(queries) + len(documents), tokens, "encoding alone"),
     )
     print(
-        f"nDCG@10 {100 * whole.result['score']:.1f}; scoring alone took {whole.result['score_seconds']:.2f} s in the last round"
+        f"nDCG@10 {100 * whole.result['score']:.1f}; scoring alone took"
+        f" {whole.result['score_seconds']:.2f} s in the last round"
     )
     print(f"ratio of cpu time: {whole.median_cpu / alone.median_cpu:.2f}")
     finish(

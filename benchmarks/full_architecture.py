@@ -1,15 +1,20 @@
-"""The recipe of jina-embeddings-v5-text-small at the architecture of Qwen3-0.6B: some steps of every phase, through `train` itself.
+"""The recipe of jina-embeddings-v5-text-small at the architecture of Qwen3-0.6B: some steps of
+every phase, through `train` itself.
 
-    python benchmarks/full_architecture.py                        # 28 layers of 1,024, a vocabulary of 151,669, random weights, 3 steps
-    python benchmarks/full_architecture.py --peak 495             # on a card: the share of its data sheet's TFLOP/s (or TF32's) as well
-    python benchmarks/full_architecture.py --quick --json out.json
+    python benchmarks/full_architecture.py # 28 layers of 1,024, a vocabulary of 151,669, random
+    weights, 3 steps python benchmarks/full_architecture.py --peak 495 # on a card: the share of its
+    data sheet's TFLOP/s (or TF32's) as well python benchmarks/full_architecture.py --quick --json
+    out.json
 
-The student starts from a folder in the form of the Hub, the teacher is a local model of one layer that gives vectors of 2,560, and the
-recipe is recipes/jina-v5-small.yaml: its losses, weights, thetas, prompts, ranks and averaging. Only what decides the amount of work is
-set anew: steps, batch sizes, and the texts, which are docstrings of the standard library. On a CPU passes are float32 with batches of 2
-rows and long texts of 128 tokens, so that a student of 596 million weights with its gradient and moments (9.5 GB) stays below 12 GiB;
-on a card they are those of the recipe, with 64 rows and 4,096 tokens. What is written: seconds of the whole phase with its checkpoint, tokens a second
-over whole steps, the share of the matrix-multiply rate that was measured on the same device, and the largest memory.
+The student starts from a folder in the form of the Hub, the teacher is a local model of one layer
+that gives vectors of 2,560, and the recipe is recipes/jina-v5-small.yaml: its losses, weights,
+thetas, prompts, ranks and averaging. Only what decides the amount of work is set anew: steps, batch
+sizes, and the texts, which are docstrings of the standard library. On a CPU passes are float32 with
+batches of 2 rows and long texts of 128 tokens, so that a student of 596 million weights with its
+gradient and moments (9.5 GB) stays below 12 GiB; on a card they are those of the recipe, with 64
+rows and 4,096 tokens. What is written: seconds of the whole phase with its checkpoint, tokens a
+second over whole steps, the share of the matrix-multiply rate that was measured on the same device,
+and the largest memory.
 """
 
 from __future__ import annotations
@@ -99,7 +104,10 @@ class Meter:
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Show a step."""
-        said = f"step {record['step']}: {record['tokens']} tokens, loss {record['loss']:.3f}, {sum(record['seconds'].values()):.1f} s"
+        said = (
+            f"step {record['step']}: {record['tokens']} tokens, loss {record['loss']:.3f},"
+            f" {sum(record['seconds'].values()):.1f} s"
+        )
         print(f"  {said}", file=sys.stderr, flush=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -109,7 +117,9 @@ class Meter:
 def write_models(
     folder: Path, *, layers: int, width: int, vocabulary: int, teacher_width: int
 ) -> None:
-    """Write the student's folder as the Hub has it, and a teacher of one layer with the same tokenizer as sentence-transformers has it."""
+    """Write the student's folder as the Hub has it, and a teacher of one layer with the same
+    tokenizer as sentence-transformers has it.
+    """
     body = {**BODY, "hidden_size": width, "num_hidden_layers": layers, "vocab_size": vocabulary}
     if width < 512:
         body |= {
@@ -163,7 +173,8 @@ def write_data(
 ) -> dict[str, dict[str, Any]]:
     """Write rows of every kind that the recipe reads, and give its sources by kind.
 
-    The tokenizer joins at most three letters, so a long text has a token for about two of its letters.
+    The tokenizer joins at most three letters, so a long text has a token for about two of its
+    letters.
     """
     folder.mkdir()
     texts = docstrings()
@@ -265,8 +276,9 @@ def measure(log: Path, meter: Meter, rate: float) -> list[dict[str, Any]]:
             "losses": [record["loss"] for record in each],
             "skipped": sum(record["skipped"] for record in each),
             "tokens": sum(record["tokens"] for record in each),
-            "tokens_per_second": sum(record["tokens"] for record in each)
-            / shares[name]["step_seconds"],
+            "tokens_per_second": (
+                sum(record["tokens"] for record in each) / shares[name]["step_seconds"]
+            ),
             "share_of_rate": shares[name]["steps"],
             "share_of_rate_in_passes": shares[name]["passes"],
             "flops_per_second": 1e9 * shares[name]["gflop"] / shares[name]["step_seconds"],
@@ -380,7 +392,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         for each in found
     ]
-    title = f"{weights:,} weights, {device_name(device)}, {arithmetic}; matrices are multiplied at {rate / 1e9:,.0f} GF/s"
+    title = (
+        f"{weights:,} weights, {device_name(device)}, {arithmetic}; matrices are multiplied at"
+        f" {rate / 1e9:,.0f} GF/s"
+    )
     columns = ["phase", "steps", "tokens", "seconds", "tokens/s", "share of that: steps / passes"]
     table(title, [*columns, *(["of the data sheet"] if asked.peak else []), "GiB at most"], lines)
     most = max(each["gib"] for each in meter.phases.values())

@@ -3,11 +3,13 @@
     python benchmarks/gpu_check.py --device cuda           # under ten minutes
     python benchmarks/gpu_check.py --device cpu --quick    # does it run?
 
-First the tiny recipe of the tests is trained on the CPU and on the device in float32: every phase, both ways to average an
-adapter, stopped and continued. Vectors of the device's model, read on the device and on the CPU, are compared with those of
-the CPU's model, in float32 and in bfloat16 where the device has it. Then the architecture of Qwen3-0.6B with random weights
-takes steps of stage 1 as a recipe with `precision: auto` would, in batches of equal texts: tokens a second, and the share of the
-rate that the device reaches in matrix products alone, measured in the same number type. Exit code 1 if a comparison fails.
+First the tiny recipe of the tests is trained on the CPU and on the device in float32: every phase,
+both ways to average an adapter, stopped and continued. Vectors of the device's model, read on the
+device and on the CPU, are compared with those of the CPU's model, in float32 and in bfloat16 where
+the device has it. Then the architecture of Qwen3-0.6B with random weights takes steps of stage 1 as
+a recipe with `precision: auto` would, in batches of equal texts: tokens a second, and the share of
+the rate that the device reaches in matrix products alone, measured in the same number type. Exit
+code 1 if a comparison fails.
 """
 
 from __future__ import annotations
@@ -44,8 +46,10 @@ from taskdistill.train.workers import workers
 from taskdistill.types import Pooling
 
 LEAST = {"float32": 0.999, "bfloat16": 0.98}
-"""Cosine that the vectors of the tiny model must at least have with those of the CPU's run. Six steps of AdamW let differences in the
-last bits grow where a gradient is nearly zero, so weights are not compared one by one."""
+"""Cosine that the vectors of the tiny model must at least have with those of the CPU's run. Six
+steps of AdamW let differences in the last bits grow where a gradient is nearly zero, so weights
+are not compared one by one.
+"""
 SMALL = {
     "model_type": "qwen3",
     "vocab_size": 151_669,
@@ -97,7 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
         asked.texts, asked.tokens, asked.steps = 8, 16, 1
     device = resolve_device(asked.device)
     print(
-        f"{placement(device, torch.float32)}; torch {torch.__version__}; {(free_memory_of(device) or 0) / 1e9:.1f} GB free"
+        f"{placement(device, torch.float32)}; torch {torch.__version__};"
+        f" {(free_memory_of(device) or 0) / 1e9:.1f} GB free"
     )
     with tempfile.TemporaryDirectory() as folder:
         checks = compare(
@@ -128,7 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
             "utf-8",
         )
     print(
-        f"\n{'right' if good else 'WRONG'}; {speed['tokens a second']:,.0f} tokens/s, {100 * speed['share of peak']:.0f} % of peak"
+        f"\n{'right' if good else 'WRONG'}; {speed['tokens a second']:,.0f} tokens/s,"
+        f" {100 * speed['share of peak']:.0f} % of peak"
     )
     return 0 if good else 1
 

@@ -1,11 +1,12 @@
-"""InfoNCE over many candidates: row chunks with the gradient taken in the forward pass against plain torch.
+"""InfoNCE over many candidates: row chunks with the gradient taken in the forward pass against
+plain torch.
 
-    python benchmarks/info_nce.py                      # 16,384 queries and candidates of 384 dimensions
-    python benchmarks/info_nce.py --rows 65536 --only-ours
+    python benchmarks/info_nce.py # 16,384 queries and candidates of 384 dimensions python
+    benchmarks/info_nce.py --rows 65536 --only-ours
 
-Loss and both gradients, embeddings given. Time alternates in one process; memory is that of a process of its own for each
-side, above the inputs. Prints time and memory as shares of plain torch's and how far the gradients lie apart; the last line
-is plain time / our time.
+Loss and both gradients, embeddings given. Time alternates in one process; memory is that of a
+process of its own for each side, above the inputs. Prints time and memory as shares of plain
+torch's and how far the gradients lie apart; the last line is plain time / our time.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def main() -> None:
     ]
     columns = ["side", "seconds", "share of plain", "MB", "share of plain", "cores used by others"]
     table(
-        f"{asked.rows:,} x {asked.dim}, chunks of {asked.chunk} rows, loss {sides[SIDES[1]].result[0]:.4f}",
+        f"{asked.rows:,} x {asked.dim}, chunks of {asked.chunk} rows, loss"
+        f" {sides[SIDES[1]].result[0]:.4f}",
         columns,
         rows,
     )

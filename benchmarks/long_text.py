@@ -1,15 +1,18 @@
-"""Memory and speed of long texts: the packed stream against transformers by itself, alone and in a padded batch.
+"""Memory and speed of long texts: the packed stream against transformers by itself, alone and in a
+padded batch.
 
     python benchmarks/long_text.py
     python benchmarks/long_text.py --shape nano --lengths 8192 --layers 12
 
-Random weights at the width of one of the paper's models, in float32 on the CPU. Memory does not depend on how many layers
-follow each other, so one layer of the many is run unless `--layers` says more; time grows with them. Every side runs in a
-process of its own, which reads one short text first; memory is the largest resident size above that of the loaded model.
+Random weights at the width of one of the paper's models, in float32 on the CPU. Memory does not
+depend on how many layers follow each other, so one layer of the many is run unless `--layers` says
+more; time grows with them. Every side runs in a process of its own, which reads one short text
+first; memory is the largest resident size above that of the loaded model.
 
-`sdpa` and `eager` are transformers' attentions. Eager holds the scores of all pairs of tokens, so it runs only where they
-fit `--most-gigabytes`. `sdpa, padded` and `packed, four` read the shortest length of at least 8,192 tokens together with
-three texts of 256, as texts come in a batch. The last line is `sdpa, padded` / `packed, four` in memory.
+`sdpa` and `eager` are transformers' attentions. Eager holds the scores of all pairs of tokens, so
+it runs only where they fit `--most-gigabytes`. `sdpa, padded` and `packed, four` read the shortest
+length of at least 8,192 tokens together with three texts of 256, as texts come in a batch. The last
+line is `sdpa, padded` / `packed, four` in memory.
 """
 
 from __future__ import annotations
@@ -102,7 +105,8 @@ def main() -> None:
     ]
     of = KNOWN[SHAPES[asked.shape]]["num_hidden_layers"]
     table(
-        f"{asked.shape}, {asked.layers} of its {of} layers; tokens are those of the texts, without padding",
+        f"{asked.shape}, {asked.layers} of its {of} layers; tokens are those of the texts, without"
+        " padding",
         columns,
         rows,
     )
@@ -153,7 +157,9 @@ def _packed(backbone: Any, texts: list[np.ndarray]) -> torch.Tensor:
 
 
 def _stock(backbone: Any, texts: list[np.ndarray]) -> torch.Tensor:
-    """Pad on the right, as a tokenizer does, and take each text's last token; one text alone needs no mask."""
+    """Pad on the right, as a tokenizer does, and take each text's last token; one text alone needs
+    no mask.
+    """
     longest = max(map(len, texts))
     ids, mask = (torch.zeros(len(texts), longest, dtype=torch.int64) for _ in range(2))
     for row, text in enumerate(texts):

@@ -1,13 +1,15 @@
-"""Training on 1 to 256 GPUs, simulated from constants: step time, traffic and memory; and what this machine says to the same formulas.
+"""Training on 1 to 256 GPUs, simulated from constants: step time, traffic and memory; and what this
+machine says to the same formulas.
 
-    python benchmarks/scaling_table.py                 # the table, from stated constants of one kind of GPU
-    python benchmarks/scaling_table.py --check         # also measures this machine's constants, predicts one and two CPU
-                                                       # processes by the same formulas, runs both, and prints prediction beside time
+    python benchmarks/scaling_table.py # the table, from stated constants of one kind of GPU python
+    benchmarks/scaling_table.py --check # also measures this machine's constants, predicts one and
+    two CPU # processes by the same formulas, runs both, and prints prediction beside time
 
-The formulas are those of the code: every process tokenises its share of the batch, runs its share of the micro-batches, gathers
-tokens and vectors of all, takes the loss of the whole batch, and the gradients are summed; with divided weights (FSDP2) every layer is
-gathered twice a micro-batch and its gradient summed once. Nothing is taken to overlap but FSDP's gathering with its own compute.
-The last line is the speed-up of stage 1 of the larger student from 1 to 256 GPUs.
+The formulas are those of the code: every process tokenises its share of the batch, runs its share
+of the micro-batches, gathers tokens and vectors of all, takes the loss of the whole batch, and the
+gradients are summed; with divided weights (FSDP2) every layer is gathered twice a micro-batch and
+its gradient summed once. Nothing is taken to overlap but FSDP's gathering with its own compute. The
+last line is the speed-up of stage 1 of the larger student from 1 to 256 GPUs.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ H100 = Hardware(
     2e6,
     80e9,
 )
-"""Vendor's figures for dense bfloat16, NVLink and InfiniBand; the share reached, the latency and the tokens are assumptions."""
+"""Vendor's figures for dense bfloat16, NVLink and InfiniBand; the share reached, the latency and
+the tokens are assumptions.
+"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,9 @@ class Phase:
 
 
 def adapter_size(student: Student, rank: int = 32) -> float:
-    """Count a LoRA adapter on seven maps a layer, three of them to or from an inner size of three hidden sizes."""
+    """Count a LoRA adapter on seven maps a layer, three of them to or from an inner size of three
+    hidden sizes.
+    """
     return student.layers * rank * student.hidden * (4 * 2 + 3 * 4)
 
 
@@ -239,7 +245,8 @@ def main() -> None:
         child(asked)
         return
     print(
-        f"simulated: {H100.name}; {H100.reached:.0%} of {H100.matrix_rate / 1e12:.0f} TF/s reached, {H100.tokenised / 1e6:.0f}M tokens/s tokenised"
+        f"simulated: {H100.name}; {H100.reached:.0%} of {H100.matrix_rate / 1e12:.0f} TF/s reached,"
+        f" {H100.tokenised / 1e6:.0f}M tokens/s tokenised"
     )
     found = {
         f"{student.name} {phase.name}": show(student, phase, H100)
@@ -253,7 +260,9 @@ def main() -> None:
 
 
 def check(asked: Any) -> list[dict[str, float]]:
-    """Measure this machine's constants with one process, and hold one and two processes against the same formulas."""
+    """Measure this machine's constants with one process, and hold one and two processes against the
+    same formulas.
+    """
     print("\n" + machine(1))
     alone, two = (launch(count, asked) for count in (1, 2))
     rate = gemm_rate(1)
@@ -435,7 +444,9 @@ def child(asked: Any) -> None:
 
 
 def exchange_rate(together: Any) -> tuple[float, float]:
-    """Measure bytes a second that a sum over the processes sends one way, and the seconds of a tiny one."""
+    """Measure bytes a second that a sum over the processes sends one way, and the seconds of a tiny
+    one.
+    """
     import torch
 
     if together.size == 1:

@@ -1,10 +1,13 @@
-"""Binary first pass with rescoring against exact float32 search over the number of rows: a table, and a picture with --picture.
+"""Binary first pass with rescoring against exact float32 search over the number of rows: a table,
+and a picture with --picture.
 
-    python benchmarks/search_curve.py --cache /tmp/vectors.npy --sizes 10000,100000,1000000 --picture docs/search-curve.svg
+    python benchmarks/search_curve.py --cache /tmp/vectors.npy --sizes 10000,100000,1000000
+    --picture docs/search-curve.svg
 
-Rows, queries and exact search are those of benchmarks/search_speed.py; rows beyond the real ones are synthetic. Above
---held rows the exact search goes through the vectors block by block, its time is the sum over the blocks, and its memory
-is what its vectors take. The last line is the time ratio at the largest size, one query at a time.
+Rows, queries and exact search are those of benchmarks/search_speed.py; rows beyond the real ones
+are synthetic. Above --held rows the exact search goes through the vectors block by block, its time
+is the sum over the blocks, and its memory is what its vectors take. The last line is the time ratio
+at the largest size, one query at a time.
 """
 
 from __future__ import annotations
@@ -77,7 +80,8 @@ def main() -> None:
     queries, vectors, origin = load(options)
     queries = queries[: options.queries]
     print(
-        f"vectors: {origin}, {vectors.shape[1]} dimensions, {len(queries)} queries; {machine(faiss.omp_get_max_threads(), ['faiss-cpu'])}"
+        f"vectors: {origin}, {vectors.shape[1]} dimensions, {len(queries)} queries;"
+        f" {machine(faiss.omp_get_max_threads(), ['faiss-cpu'])}"
     )
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     for rows in map(int, options.sizes.split(",")):
@@ -89,7 +93,8 @@ def main() -> None:
         if options.json:
             options.json.write_text(json.dumps(known, indent=1))
     print(
-        f"\n{options.rescore}, oversampling {options.oversample}; the first {len(vectors):,} rows are real, further ones synthetic\n"
+        f"\n{options.rescore}, oversampling {options.oversample}; the first {len(vectors):,} rows"
+        " are real, further ones synthetic\n"
     )
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---:|" * len(COLUMNS))
     for each in known:
@@ -143,7 +148,9 @@ def at_size(
 def by_blocks(
     vectors: np.ndarray, rows: int, queries: np.ndarray
 ) -> tuple[np.ndarray, dict[int, float]]:
-    """Return the true top rows and the milliseconds a query of exact search that goes through the vectors in blocks."""
+    """Return the true top rows and the milliseconds a query of exact search that goes through the
+    vectors in blocks.
+    """
     times = dict.fromkeys(BATCHES, 0.0)
     best_scores = np.full((len(queries), TOP_K), -np.inf, np.float32)
     best_rows = np.zeros((len(queries), TOP_K), np.int64)

@@ -1,12 +1,14 @@
-"""Binary first pass with rescoring against exact float32 search: recall@10, time and memory, in one run.
+"""Binary first pass with rescoring against exact float32 search: recall@10, time and memory, in one
+run.
 
     python benchmarks/search_speed.py --data ../shared/data --model MODEL --cache /tmp/vectors.npy
 
-With --data and --model the texts of a data folder are embedded (and kept in --cache); with --cache alone that file is used;
-otherwise vectors are synthetic. Rows beyond the real ones are synthetic: real rows (or random centres) plus noise. The
-exact search is the faster of a BLAS product with a partial sort and faiss, for each number of queries at a time. Times
-alternate within one process; memory is that of a child process for each method, above the same process before it opened
-anything. The last line is the time ratio of the cheapest setting that reaches --recall, one query at a time.
+With --data and --model the texts of a data folder are embedded (and kept in --cache); with --cache
+alone that file is used; otherwise vectors are synthetic. Rows beyond the real ones are synthetic:
+real rows (or random centres) plus noise. The exact search is the faster of a BLAS product with a
+partial sort and faiss, for each number of queries at a time. Times alternate within one process;
+memory is that of a child process for each method, above the same process before it opened anything.
+The last line is the time ratio of the cheapest setting that reaches --recall, one query at a time.
 benchmarks/search_curve.py draws the same over the number of rows.
 """
 
@@ -42,7 +44,9 @@ BATCHES = {1: 30, 32: 9}
 TURN = 3
 """Calls in a turn: a way in use finds in the caches what its last call left there."""
 REST = 0.05
-"""Seconds before each turn: threads of BLAS look for work for a while after theirs is done, and would slow the other way down."""
+"""Seconds before each turn: threads of BLAS look for work for a while after theirs is done, and
+would slow the other way down.
+"""
 
 
 def main() -> None:
@@ -64,7 +68,8 @@ def main() -> None:
         return
     queries, vectors, origin = load(options)
     print(
-        f"vectors: {origin}, {vectors.shape[1]} dimensions, {len(queries)} queries; {machine(faiss.omp_get_max_threads(), ['faiss-cpu'])}"
+        f"vectors: {origin}, {vectors.shape[1]} dimensions, {len(queries)} queries;"
+        f" {machine(faiss.omp_get_max_threads(), ['faiss-cpu'])}"
     )
     print(f"{options.rows:,} rows, {max(0, options.rows - len(vectors)):,} of them synthetic")
     with tempfile.TemporaryDirectory(prefix="search-speed-") as name:
@@ -122,7 +127,8 @@ def settings_of(
     """Measure one index with several oversampling factors and print a line for each."""
     print(f"{rescore}: {stored(index)}")
     print(
-        f"{'setting':>16} {'recall@10':>10} {'ms, 1':>8} {'exact':>8} {'ratio':>7} {'ms, 32':>8} {'exact':>8} {'ratio':>7}"
+        f"{'setting':>16} {'recall@10':>10} {'ms, 1':>8} {'exact':>8} {'ratio':>7} {'ms, 32':>8}"
+        f" {'exact':>8} {'ratio':>7}"
     )
     rows = []
     for factor in map(int, oversample.split(",")):
@@ -197,7 +203,9 @@ def texts(data: Path) -> list[str]:
 
 
 def blocks(vectors: np.ndarray, rows: int) -> Iterator[np.ndarray]:
-    """Yield the real vectors, then synthetic ones, up to a number of rows; noise is drawn from a pool, for speed."""
+    """Yield the real vectors, then synthetic ones, up to a number of rows; noise is drawn from a
+    pool, for speed.
+    """
     pool = np.random.default_rng(0).standard_normal((BLOCK, vectors.shape[1]), dtype=np.float32)
     pool *= 0.6 / np.sqrt(vectors.shape[1])
     for start in range(0, rows, BLOCK):
@@ -211,7 +219,9 @@ def blocks(vectors: np.ndarray, rows: int) -> Iterator[np.ndarray]:
 
 
 class Exact:
-    """Exact search of vectors in memory: the true top rows, and the faster way for each number of queries at a time."""
+    """Exact search of vectors in memory: the true top rows, and the faster way for each number of
+    queries at a time.
+    """
 
     def __init__(self, vectors: np.ndarray, queries: np.ndarray) -> None:
         """Search all queries once and time the two ways."""
@@ -227,7 +237,8 @@ class Exact:
             first, second = alternating(product, faiss_, queries, batch)
             self.ways[batch] = product if first <= second else faiss_
             print(
-                f"exact search, {batch} at a time: product and partial sort {first:.2f} ms a query, faiss {second:.2f} ms"
+                f"exact search, {batch} at a time: product and partial sort {first:.2f} ms a query,"
+                f" faiss {second:.2f} ms"
             )
 
 
@@ -273,7 +284,10 @@ def build(path: Path, vectors: np.ndarray, rows: int, rescore: str) -> Index:
 def stored(index: Index) -> str:
     """Say how many bytes a row the parts take."""
     sizes, rows = index.describe()["bytes"], index.documents
-    return f"codes {sizes['codes'] / rows:.0f} B a row, vectors {sizes.get('vectors', 0) / rows:.0f} B, float32 would be {4 * index.settings.dim} B"
+    return (
+        f"codes {sizes['codes'] / rows:.0f} B a row, vectors {sizes.get('vectors', 0) / rows:.0f}"
+        f" B, float32 would be {4 * index.settings.dim} B"
+    )
 
 
 def index_rows(index: Index, queries: np.ndarray, oversample: int) -> list[list[int]]:
@@ -299,7 +313,8 @@ def alternating(
     ]
     if not parts:
         raise SystemExit(
-            f"error: {len(queries)} queries are too few to ask {batch} at a time; give more with --queries"
+            f"error: {len(queries)} queries are too few to ask {batch} at a time; give more with"
+            " --queries"
         )
     for turn in range(0, len(parts), TURN):
         for way, kept in zip((first, second), times, strict=True):
@@ -329,7 +344,9 @@ class Memory:
 def memory(
     folder: Path, vectors: np.ndarray | None, queries: np.ndarray, rescore: str, oversample: int
 ) -> dict[str, Memory]:
-    """Measure what each method holds, in a process of its own; the exact one only if its vectors are given."""
+    """Measure what each method holds, in a process of its own; the exact one only if its vectors
+    are given.
+    """
     np.save(folder / "queries.npy", queries)
     if vectors is not None:
         np.save(folder / "vectors.npy", vectors)
@@ -362,12 +379,12 @@ def print_memory(told: dict[str, Memory]) -> None:
     mib = 2**20
     print(f"memory of exact search: {exact.own / mib:.0f} MiB")
     print(
-        f"memory of the index: {index.own / mib:.0f} MiB of its own and {index.codes / mib:.0f} MiB of codes that every query reads: "
-        f"ratio {index.needed / exact.own:.3f}"
+        f"memory of the index: {index.own / mib:.0f} MiB of its own and {index.codes / mib:.0f} MiB"
+        f" of codes that every query reads: ratio {index.needed / exact.own:.3f}"
     )
     print(
-        f"  with all {index.mapped / mib:.0f} MiB of pages mapped by the end, which the system may take back: "
-        f"ratio {(index.own + index.mapped) / exact.own:.3f}"
+        f"  with all {index.mapped / mib:.0f} MiB of pages mapped by the end, which the system may"
+        f" take back: ratio {(index.own + index.mapped) / exact.own:.3f}"
     )
 
 

@@ -1,4 +1,6 @@
-"""A small HTTP client for the server's benchmarks: keep-alive connections, closed and open loops, almost no cost of its own."""
+"""A small HTTP client for the server's benchmarks: keep-alive connections, closed and open loops,
+almost no cost of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-COMMON = """the of and a to in is it that was for on are with as at be this from have or by one had not but what all were when we
-there can an your which their said if do will each about how up out them then she many some so these would other into has more her two
-like him see time could no make than first been its who now people my made over did down only way find use may water long little very
-after words called just where most know house temperature measured kitchen yesterday government telephone musical mountain agreement"""
+COMMON = """the of and a to in is it that was for on are with as at be this from have or by one
+had not
+but what all were when we there can an your which their said if do will each about how up out them
+then she many some so these would other into has more her two like him see time could no make
+than first been its who now people my made over did down only way find use may water long little
+very after words called just where most know house temperature measured kitchen yesterday
+government telephone musical mountain agreement"""
 WORDS = COMMON.split()
 
 SERVER = """
@@ -26,7 +31,9 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.serve.server import serve
 from taskdistill.serve.settings import Settings
 model, threads, settings = sys.argv[1], int(sys.argv[2]) or None, json.loads(sys.argv[3])
-serve(Encoder.load(model, threads=threads), port=0, settings=Settings(**settings), started=lambda url: print(url, flush=True))
+encoder = Encoder.load(model, threads=threads)
+started = lambda url: print(url, flush=True)
+serve(encoder, port=0, settings=Settings(**settings), started=started)
 """
 
 
@@ -66,7 +73,10 @@ def request_of(texts: Sequence[str]) -> bytes:
     body = json.dumps(
         {"input": list(texts), "encoding_format": "base64", "truncate": True}
     ).encode()
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        "POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type:"
+        f" application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body
 
 
@@ -148,7 +158,9 @@ async def open_loop(
     seconds: float,
     settle: float = 0.0,
 ) -> Answers:
-    """Send requests at a rate, whatever the answers; only texts answered after `settle` seconds and within `seconds` from then count."""
+    """Send requests at a rate, whatever the answers; only texts answered after `settle` seconds and
+    within `seconds` from then count.
+    """
     answers = Answers(seconds=seconds)
     idle: list[Connection] = []
     rng = random.Random(0)
@@ -182,7 +194,10 @@ def machine() -> str:
     """Say what the figures were taken on."""
     import torch
 
-    return f"cores {os.cpu_count()}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, python {sys.version.split()[0]}"
+    return (
+        f"cores {os.cpu_count()}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, python"
+        f" {sys.version.split()[0]}"
+    )
 
 
 def cpu_seconds(pid: int) -> float:

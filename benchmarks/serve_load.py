@@ -1,10 +1,12 @@
-"""How much of the bare encoder the server passes on, and how it behaves when more comes than it can do.
+"""How much of the bare encoder the server passes on, and how it behaves when more comes than it can
+do.
 
     python benchmarks/serve_load.py [MODEL] [--seconds 8] [--rounds 5]
 
-Everything runs on loopback: a server in a process of its own, a small client here. All figures are ratios within one run,
-measured in turns (bare encoder, server, bare encoder, ...) and the best of all rounds, because a shared machine changes its
-speed from minute to minute. The last line is HTTP throughput at the best concurrency over the bare encoder's.
+Everything runs on loopback: a server in a process of its own, a small client here. All figures are
+ratios within one run, measured in turns (bare encoder, server, bare encoder, ...) and the best of
+all rounds, because a shared machine changes its speed from minute to minute. The last line is HTTP
+throughput at the best concurrency over the bare encoder's.
 """
 
 from __future__ import annotations
@@ -131,7 +133,8 @@ def main() -> None:
             )
         )
         print(
-            f"CPU seconds: server {cpu_seconds(child.pid):.0f}, client and bare encoder {time.process_time():.0f}; {machine()}"
+            f"CPU seconds: server {cpu_seconds(child.pid):.0f}, client and bare encoder"
+            f" {time.process_time():.0f}; {machine()}"
         )
     for name, value, note in rows:
         print(f"{name:<46}{value:>10}   {note}")

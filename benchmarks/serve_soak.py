@@ -1,4 +1,5 @@
-"""Whether the server stays as it is for hours: memory, file handles, threads and latency under steady load, half of it malformed.
+"""Whether the server stays as it is for hours: memory, file handles, threads and latency under
+steady load, half of it malformed.
 
     python benchmarks/serve_soak.py [MODEL] [--minutes 10]
 
@@ -49,7 +50,8 @@ def main() -> None:
         saturated = asyncio.run(closed_loop(host, port, good, 8, 5.0)).rate / 8
         rate = 2 * options.load * saturated
         print(
-            f"{saturated:.1f} requests/s saturate; {rate:.1f} requests/s are sent, half of them malformed"
+            f"{saturated:.1f} requests/s saturate; {rate:.1f} requests/s are sent, half of them"
+            " malformed"
         )
         started, rows = time.monotonic(), []
         while (minute := (time.monotonic() - started) / 60) < options.minutes:
@@ -59,7 +61,8 @@ def main() -> None:
             rows.append((minute, *state(host, port), answers))
             _, memory, files, _ = rows[-1]
             print(
-                f"{minute:6.1f} min  {memory / 2**20:7.1f} MiB  {files:4.0f} files  p99 {1000 * answers.percentile(0.99):7.1f} ms  {answers.statuses}"
+                f"{minute:6.1f} min  {memory / 2**20:7.1f} MiB  {files:4.0f} files  p99"
+                f" {1000 * answers.percentile(0.99):7.1f} ms  {answers.statuses}"
             )
     judge(rows)
 
@@ -80,14 +83,18 @@ def judge(rows: list[tuple[float, float, float, Answers]]) -> None:
     )
     print(f"memory grows by {100 * (last[1] / first[1] - 1) / hours:.1f} % an hour")
     print(
-        f"p99 at the end / at the beginning: {last[3].percentile(0.99) / first[3].percentile(0.99):.2f}"
+        "p99 at the end / at the beginning:"
+        f" {last[3].percentile(0.99) / first[3].percentile(0.99):.2f}"
     )
     print(f"ratio: {last[1] / first[1]:.3f}")
 
 
 def malformed(body: bytes) -> bytes:
     """Return a request with this body."""
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        "POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type:"
+        f" application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body
 
 

@@ -1,10 +1,11 @@
-"""Encoding with a three-layer student of all-MiniLM-L6-v2 against sentence-transformers running the teacher.
+"""Encoding with a three-layer student of all-MiniLM-L6-v2 against sentence-transformers running the
+teacher.
 
-    python benchmarks/student_speed.py
-    python benchmarks/student_speed.py --model runs/quickstart/model     # a trained student instead of the cut one
+    python benchmarks/student_speed.py python benchmarks/student_speed.py --model
+    runs/quickstart/model # a trained student instead of the cut one
 
-The cut student (layers 0, 2 and 5, untrained) costs what a trained one of its shape costs. The last line is the ratio on
-mixed lengths.
+The cut student (layers 0, 2 and 5, untrained) costs what a trained one of its shape costs. The last
+line is the ratio on mixed lengths.
 """
 
 from __future__ import annotations

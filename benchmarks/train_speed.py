@@ -1,11 +1,13 @@
-"""Training a three-layer student: the packed stream against SentenceTransformerTrainer; same student, loss, batch and data.
+"""Training a three-layer student: the packed stream against SentenceTransformerTrainer; same
+student, loss, batch and data.
 
-    python benchmarks/train_speed.py                   # mixed lengths against the trainer's defaults, then short texts
-    python benchmarks/train_speed.py --grouped         # against the trainer with batches of like lengths
+    python benchmarks/train_speed.py # mixed lengths against the trainer's defaults, then short
+    texts python benchmarks/train_speed.py --grouped # against the trainer with batches of like
+    lengths
 
-Loss: mean squared error to the teacher's cached vectors, AdamW, batches of 128 texts cut at 128 tokens. Both sides pay for
-tokenising. A turn is a few steps; the first step of a turn is not counted, nor is the start of the other side's trainer.
-The last line is the ratio on mixed lengths.
+Loss: mean squared error to the teacher's cached vectors, AdamW, batches of 128 texts cut at 128
+tokens. Both sides pay for tokenising. A turn is a few steps; the first step of a turn is not
+counted, nor is the start of the other side's trainer. The last line is the ratio on mixed lengths.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Training with two workers of one intra-op thread each against one worker with both threads; same student, loss and data.
+"""Training with two workers of one intra-op thread each against one worker with both threads; same
+student, loss and data.
 
     python benchmarks/train_workers.py
 

@@ -1,11 +1,14 @@
-"""Pairs of translations out of files that were the same rows once: python align_translations.py DATA OUT [NAME [PARALLEL]].
+"""Pairs of translations out of files that were the same rows once: python align_translations.py
+DATA OUT [NAME [PARALLEL]].
 
-`DATA/scored/NAME-en.train.jsonl.gz` and its translations (`NAME-de`, `NAME-fr`, ...) hold the same sentence pairs in the same order
-with the same scores, but each has lost rows of its own. The scores line them up: only runs of at least six equal scores count.
-`DATA/labelled/PARALLEL.train.jsonl.gz` holds the same labelled sentences in the same order for every language; it is left out if it
-is not there, or some language has another number of rows or other labels. OUT becomes a data folder with `pairs/NAME-translations.train.jsonl.gz` and
-`pairs/PARALLEL-translations.train.jsonl.gz` (the translation as query, English as positive) and links to every file of DATA.
-Default: stsb and sib200.
+`DATA/scored/NAME-en.train.jsonl.gz` and its translations (`NAME-de`, `NAME-fr`, ...) hold the same
+sentence pairs in the same order with the same scores, but each has lost rows of its own. The scores
+line them up: only runs of at least six equal scores count. `DATA/labelled/PARALLEL.train.jsonl.gz`
+holds the same labelled sentences in the same order for every language; it is left out if it is not
+there, or some language has another number of rows or other labels. OUT becomes a data folder with
+`pairs/NAME-translations.train.jsonl.gz` and `pairs/PARALLEL-translations.train.jsonl.gz` (the
+translation as query, English as positive) and links to every file of DATA. Default: stsb and
+sib200.
 """
 
 import difflib
@@ -26,7 +29,11 @@ def read(path: Path) -> list[dict]:
 
 def aligned(theirs: list[dict], english: list[dict]) -> list[tuple[dict, dict]]:
     """Match rows by runs of equal scores."""
-    matcher = difflib.SequenceMatcher(None, *([round(row["score"], 3) for row in rows] for rows in (theirs, english)), autojunk=False)
+    matcher = difflib.SequenceMatcher(
+        None,
+        *([round(row["score"], 3) for row in rows] for rows in (theirs, english)),
+        autojunk=False,
+    )
     runs = [block for block in matcher.get_matching_blocks() if block.size >= RUN]
     return [(theirs[run.a + i], english[run.b + i]) for run in runs for i in range(run.size)]
 
@@ -38,10 +45,17 @@ def parallel(rows: list[dict]) -> dict[str, list[tuple[str, str]]]:
         by_language.setdefault(row["lang"], []).append(row)
     english = by_language.pop("en", [])
     labels = [row["label"] for row in english]
-    if other := [language for language, found in by_language.items() if [row["label"] for row in found] != labels]:
+    if other := [
+        language
+        for language, found in by_language.items()
+        if [row["label"] for row in found] != labels
+    ]:
         print(f"left out: {', '.join(other)} do not have the rows of English in its order")
         return {}
-    return {language: [(a["text"], b["text"]) for a, b in zip(found, english, strict=True)] for language, found in by_language.items()}
+    return {
+        language: [(a["text"], b["text"]) for a, b in zip(found, english, strict=True)]
+        for language, found in by_language.items()
+    }
 
 
 def write(path: Path, pairs: dict[str, list[tuple[str, str]]]) -> None:
@@ -50,7 +64,12 @@ def write(path: Path, pairs: dict[str, list[tuple[str, str]]]) -> None:
         for language, found in pairs.items():
             distinct = [(theirs, ours) for theirs, ours in dict.fromkeys(found) if theirs != ours]
             for theirs, ours in distinct:
-                stream.write(json.dumps({"query": theirs, "positive": ours, "lang": language}, ensure_ascii=False) + "\n")
+                stream.write(
+                    json.dumps(
+                        {"query": theirs, "positive": ours, "lang": language}, ensure_ascii=False
+                    )
+                    + "\n"
+                )
             print(f"{path.name}: {language}: {len(distinct):,} pairs of sentences")
 
 
@@ -68,7 +87,9 @@ def main() -> None:
         language = path.name.removeprefix(f"{name}-").split(".")[0]
         if language != "en":
             rows = aligned(read(path), english)
-            found[language] = [(theirs[side], ours[side]) for theirs, ours in rows for side in ("text1", "text2")]
+            found[language] = [
+                (theirs[side], ours[side]) for theirs, ours in rows for side in ("text1", "text2")
+            ]
     write(out / "pairs" / f"{name}-translations.train.jsonl.gz", found)
     labelled = data / "labelled" / f"{same}.train.jsonl.gz"
     if labelled.is_file() and (sentences := parallel(read(labelled))):

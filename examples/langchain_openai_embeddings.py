@@ -1,4 +1,6 @@
-"""LangChain against `taskdistill serve MODEL`: pip install langchain-openai; python langchain_openai_embeddings.py [URL]."""
+"""LangChain against `taskdistill serve MODEL`: pip install langchain-openai; python
+langchain_openai_embeddings.py [URL].
+"""
 
 import sys
 
@@ -12,9 +14,16 @@ embeddings = OpenAIEmbeddings(
     model=name,
     base_url=f"{url}/v1",
     api_key="not-needed",
-    check_embedding_ctx_length=False,  # otherwise LangChain sends the tokens of another model's tokenizer
+    # otherwise LangChain sends the tokens of another model's tokenizer
+    check_embedding_ctx_length=False,
 )
 store = InMemoryVectorStore(embeddings)
-store.add_texts(["Leave the bread in a paper bag.", "The train leaves at noon.", "A lock lets one thread in at a time."])
+store.add_texts(
+    [
+        "Leave the bread in a paper bag.",
+        "The train leaves at noon.",
+        "A lock lets one thread in at a time.",
+    ]
+)
 for document, score in store.similarity_search_with_score("How do threads take turns?", k=3):
     print(f"{score:.3f}  {document.page_content}")

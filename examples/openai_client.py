@@ -1,4 +1,6 @@
-"""The official OpenAI client against `taskdistill serve MODEL`: pip install openai; python openai_client.py [URL]."""
+"""The official OpenAI client against `taskdistill serve MODEL`: pip install openai; python
+openai_client.py [URL].
+"""
 
 import sys
 
@@ -7,7 +9,11 @@ from openai import OpenAI
 url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080"
 client = OpenAI(base_url=f"{url}/v1", api_key="not-needed")
 model = client.models.list().data[0]
-documents = ["Leave the bread in a paper bag.", "The train leaves at noon.", "A lock lets one thread in at a time."]
+documents = [
+    "Leave the bread in a paper bag.",
+    "The train leaves at noon.",
+    "A lock lets one thread in at a time.",
+]
 
 
 def embed(texts: list[str], role: str) -> list[list[float]]:
@@ -17,6 +23,9 @@ def embed(texts: list[str], role: str) -> list[list[float]]:
 
 
 query, *_ = embed(["How do threads take turns?"], "query")
-scores = [sum(a * b for a, b in zip(query, vector, strict=True)) for vector in embed(documents, "document")]
+scores = [
+    sum(a * b for a, b in zip(query, vector, strict=True))
+    for vector in embed(documents, "document")
+]
 for score, text in sorted(zip(scores, documents, strict=True), reverse=True):
     print(f"{score:.3f}  {text}")

@@ -1,4 +1,6 @@
-"""Every test runs offline and on one thread, so that numbers do not depend on the machine's cores."""
+"""Every test runs offline and on one thread, so that numbers do not depend on the
+machine's cores.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,12 @@ import pytest
 from helpers.forked import fork_server
 
 MEASURED = 0.02
-"""Seconds for which a run or a plan times products of matrices, half a second where no test runs it; no test reads what it finds."""
+"""Seconds for which a run or a plan times products of matrices, half a second where no test runs
+it; no test reads what it finds.
+"""
 
-gc.disable()  # until everything is imported: what is imported stays, and is not looked through again and again
+# until everything is imported: what is imported stays, and is not looked through again and again
+gc.disable()
 for name, value in {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -34,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take what was imported out of the collections that the job asks for, each of which would walk through all of torch and transformers.
+    """Take what was imported out of the collections that the job asks for, each of which would walk
+    through all of torch and transformers.
 
     Then fork the server of child processes, which so has everything that was imported.
     """

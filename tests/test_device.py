@@ -1,4 +1,6 @@
-"""One rule decides where a model runs and in which arithmetic, and how many tokens a batch may have there."""
+"""One rule decides where a model runs and in which arithmetic, and how many tokens a batch may have
+there.
+"""
 
 from __future__ import annotations
 
@@ -334,7 +336,9 @@ def test_the_table_gradient_of_a_static_student_is_that_of_the_cpu():
 
 
 def test_every_command_that_runs_a_model_takes_a_device_and_an_arithmetic():
-    """A command that is new has both flags, or is named here because no model runs in it, or none anywhere but on the CPU."""
+    """A command that is new has both flags, or is named here because no model runs in it, or none
+    anywhere but on the CPU.
+    """
     without = {"index delete", "index compact", "migrate state", "export"}
     commands = {command.name: command.callback for command in app.registered_commands}
     flags = {

@@ -1,4 +1,6 @@
-"""Lower never imports higher: the imports of every module, deferred ones included, against the list of the design."""
+"""Lower never imports higher: the imports of every module, deferred ones included, against the list
+of the design.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +121,8 @@ import contextlib, io, sys
 import taskdistill, taskdistill.recipe.recipe, taskdistill.io.folders
 from taskdistill.cli.main import run
 with contextlib.redirect_stdout(io.StringIO()):
-    for words in ([], ["train"], ["plan"], ["encode"], ["evaluate"], ["ablate"], ["info"], ["data"]):
+    for command in ("", "train", "plan", "encode", "evaluate", "ablate", "info", "data"):
+        words = command.split()
         assert run([*words, "--help"]) == 0
 print(sorted({HEAVY!r} & set(sys.modules)))
 """

@@ -1,4 +1,6 @@
-"""Truncation, int8 codes, packed bits: round trips for any dimension, bounds of the error, and what is refused."""
+"""Truncation, int8 codes, packed bits: round trips for any dimension, bounds of the error, and what
+is refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Seeds of any 64 bits: none overflows a generator, all bits count, and small ones give the numbers that they always gave."""
+"""Seeds of any 64 bits: none overflows a generator, all bits count, and small ones give the numbers
+that they always gave.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""taskdistill: distil a text-embedding teacher into a compact student with task adapters, and use it.
+"""taskdistill: distil a text-embedding teacher into a compact student with task adapters, and use
+it.
 
-The public names are loaded when first used, so that importing the package loads neither torch nor transformers.
+The public names are loaded when first used, so that importing the package loads neither torch nor
+transformers.
 """
 
 from __future__ import annotations

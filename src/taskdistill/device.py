@@ -1,4 +1,6 @@
-"""Where a model runs and in which arithmetic: one rule for every command, and a plain refusal of what this machine has not."""
+"""Where a model runs and in which arithmetic: one rule for every command, and a plain refusal of
+what this machine has not.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ CPU_FLAGS = {
     torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
     torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
 }
-"""Flags of /proc/cpuinfo of which one must be there; without them torch's half precision is about a hundred times slower than float32."""
+"""Flags of /proc/cpuinfo of which one must be there; without them torch's half precision is about a
+hundred times slower than float32.
+"""
 AMPERE = (8, 0)
 """Compute capability of CUDA from which on cards multiply in bfloat16 and TF32."""
 COMMON = ("cuda", "mps", "xpu")
@@ -30,8 +34,8 @@ MISNOMERS = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "intel": "xpu"}
 def accelerators() -> list[torch.device]:
     """List the accelerators of this machine.
 
-    Returns:
-        Every device of the first kind that is there: CUDA, then MPS, then whatever torch reports; none on a machine without.
+    Returns every device of the first kind that is there: CUDA, then MPS, then whatever torch
+    reports; none on a machine without.
     """
     if torch.cuda.is_available():
         return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
@@ -50,11 +54,9 @@ def accelerators() -> list[torch.device]:
 def resolve_device(choice: str = AUTO) -> torch.device:
     """Choose a device and make sure that it takes tensors.
 
-    Args:
-        choice: `auto`: the first accelerator where there is one, otherwise the CPU; or any device that torch knows at this moment.
-
-    Raises:
-        BadInput: If torch does not know the name, or the device takes no tensor.
+    `choice`: `auto`: the first accelerator where there is one, otherwise the CPU; or any device
+    that torch knows at this moment. Raises BadInput if torch does not know the name, or the device
+    takes no tensor.
     """
     if choice == AUTO:
         return next(iter(accelerators()), CPU)
@@ -62,7 +64,8 @@ def resolve_device(choice: str = AUTO) -> torch.device:
     device = _named(choice)
     if device is None:
         raise BadInput(
-            f"unknown device {choice[:40]!r}: this machine has {', '.join(here)}{_meant(choice, here)}"
+            f"unknown device {choice[:40]!r}: this machine has"
+            f" {', '.join(here)}{_meant(choice, here)}"
         )
     if device.type == "cpu":
         return CPU
@@ -72,10 +75,12 @@ def resolve_device(choice: str = AUTO) -> torch.device:
         )
     try:
         return torch.empty(1, device=device).device
-    except Exception as error:  # whatever the package of a device raises where its hardware, driver or module is missing
+    # whatever the package of a device raises where its hardware, driver or module is missing
+    except Exception as error:
         why = " ".join(str(error).partition(". ")[0].split())
         raise BadInput(
-            f"device {choice} is not here ({why}): this machine has {', '.join(here)}; use one, or install a torch for it"
+            f"device {choice} is not here ({why}): this machine has {', '.join(here)}; use one, or"
+            " install a torch for it"
         ) from None
 
 
@@ -103,13 +108,10 @@ def _meant(choice: str, here: Sequence[str]) -> str:
 
 
 def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
-    """Say whether a device has units for a number type; torch would imitate it otherwise, many times slower.
+    """Say whether a device has units for a number type; torch would imitate it otherwise, many
+    times slower.
 
-    Args:
-        dtype: float32, bfloat16 or float16.
-
-    Returns:
-        True where it has.
+    `dtype`: float32, bfloat16 or float16. Returns True where it has.
     """
     if dtype is torch.float32:
         return True
@@ -132,14 +134,11 @@ def resolve_dtype(
 ) -> torch.dtype:
     """Choose the arithmetic of a model's weights.
 
-    Args:
-        choice: `auto`, `float32`, `bfloat16` or `float16`.
-        device: Where the model runs.
-        auto: What `auto` takes on an accelerator that computes in it; elsewhere `auto` is float32. Vectors of one model should not depend on
-            the machine that made them, so this is float32 unless the caller keeps the choice with the vectors.
-
-    Raises:
-        BadInput: If it is unknown, or the hardware would only imitate it.
+    `choice`: `auto`, `float32`, `bfloat16` or `float16`. `device`: where the model runs. `auto`:
+    what `auto` takes on an accelerator that computes in it; elsewhere `auto` is float32. Vectors of
+    one model should not depend on the machine that made them, so this is float32 unless the caller
+    keeps the choice with the vectors. Raises BadInput if it is unknown, or the hardware would only
+    imitate it.
     """
     if choice == AUTO:
         return auto if device.type != "cpu" and computes_in(auto, device) else torch.float32
@@ -158,26 +157,20 @@ def resolve_dtype(
 def compute_of(dtype: torch.dtype) -> torch.dtype | None:
     """Say how autocast gives an arithmetic to a model whose weights are and stay float32.
 
-    Returns:
-        Number type for autocast; None for float32, which needs none.
+    Returns number type for autocast; None for float32, which needs none.
     """
     return None if dtype is torch.float32 else dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Spell a number type as recipes and flags do.
-
-    Returns:
-        Such as `bfloat16`.
-    """
+    """Spell a number type as recipes and flags do. Returns such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 def device_name(device: torch.device) -> str:
     """Name the hardware of a device.
 
-    Returns:
-        What its driver calls it; `this CPU`, or the device itself where nothing tells.
+    Returns what its driver calls it; `this CPU`, or the device itself where nothing tells.
     """
     if device.type == "cpu":
         return "this CPU"
@@ -188,18 +181,19 @@ def device_name(device: torch.device) -> str:
 def placement(device: torch.device, dtype: torch.dtype) -> str:
     """Say in a few words where a model runs and in which arithmetic.
 
-    Returns:
-        Such as `device cuda:0 (NVIDIA H200), bfloat16`.
+    Returns such as `device cuda:0 (NVIDIA H200), bfloat16`.
     """
     name = device_name(device)
-    return f"device {device}{f' ({name})' if device.type != 'cpu' and name != str(device) else ''}, {dtype_name(dtype)}"
+    return (
+        f"device {device}{f' ({name})' if device.type != 'cpu' and name != str(device) else ''},"
+        f" {dtype_name(dtype)}"
+    )
 
 
 def free_memory_of(device: torch.device) -> int | None:
     """Ask how much memory a device can still give to this process.
 
-    Returns:
-        Bytes; None where nothing tells.
+    Returns bytes; None where nothing tells.
     """
     if device.type == "cpu":
         return available_memory()
@@ -215,11 +209,7 @@ def free_memory_of(device: torch.device) -> int | None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was given.
-
-    Args:
-        device: A CPU needs no waiting.
-    """
+    """Wait until a device has done what it was given. `device`: a CPU needs no waiting."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
 
@@ -232,11 +222,7 @@ def empty_caches() -> None:
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """Read what the processor can do.
-
-    Returns:
-        Flags; none where the system does not tell.
-    """
+    """Read what the processor can do. Returns flags; none where the system does not tell."""
     if not path.is_file():
         return set()
     lines = path.read_text("utf-8", "replace").splitlines()

@@ -1,4 +1,6 @@
-"""The two errors and the warning a person is meant to read, and the choice of a nearest name to suggest."""
+"""The two errors and the warning a person is meant to read, and the choice of a nearest name to
+suggest.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,15 @@ from collections.abc import Iterable
 
 
 class BadInput(ValueError):
-    """What was given cannot be used: says what it got, what it needs and what to do. Exit code 2."""
+    """What was given cannot be used: says what it got, what it needs and what to do. Exit
+    code 2.
+    """
 
 
 class WorkFailed(RuntimeError):
-    """The input was good but the work could not be finished; what was saved stays valid. Exit code 1."""
+    """The input was good but the work could not be finished; what was saved stays valid. Exit code
+    1.
+    """
 
 
 class TruncationWarning(UserWarning):
@@ -19,7 +25,9 @@ class TruncationWarning(UserWarning):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known word closest to `word`, or the list of known words."""
+    """Return `; did you mean 'x'?` for the known word closest to `word`, or the list of known
+    words.
+    """
     names = [str(name) for name in known]
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
@@ -28,15 +36,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def require_extra(module: str, extra: str, purpose: str) -> None:
     """Check that an optional package can be imported.
 
-    Args:
-        purpose: What it is needed for, to finish the sentence "X needs ...".
-
-    Raises:
-        BadInput: If the module is not installed.
+    `purpose`: what it is needed for, to finish the sentence "X needs ...". Raises BadInput if the
+    module is not installed.
     """
     import importlib.util
 
     if importlib.util.find_spec(module) is None:
         raise BadInput(
-            f"{purpose} needs the package {module!r}, which is not installed; run: pip install 'taskdistill[{extra}]'"
+            f"{purpose} needs the package {module!r}, which is not installed; run: pip install"
+            f" 'taskdistill[{extra}]'"
         )

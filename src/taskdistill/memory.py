@@ -10,20 +10,26 @@ import sys
 from pathlib import Path
 
 ARENAS = 2
-"""Heaps that glibc may keep for threads; each holds on to the peak of the threads that ever used it."""
+"""Heaps that glibc may keep for threads; each holds on to the peak of the threads that ever used
+it.
+"""
 
 _M_ARENA_MAX = -8
 
 
 def limit_malloc_arenas() -> None:
-    """Bound the heaps of threads, before threads are made; nothing happens where the C library is not glibc."""
+    """Bound the heaps of threads, before threads are made; nothing happens where the C library is
+    not glibc.
+    """
     library = _glibc()
     if library is not None:
         library.mallopt(_M_ARENA_MAX, ARENAS)
 
 
 def trim_memory() -> None:
-    """Return free memory to the system; between phases, since every phase has threads and sizes of its own."""
+    """Return free memory to the system; between phases, since every phase has threads and sizes of
+    its own.
+    """
     gc.collect()
     library = _glibc()
     if library is not None:
@@ -33,8 +39,7 @@ def trim_memory() -> None:
 def peak_megabytes() -> float:
     """Return the largest resident memory of this process so far.
 
-    Returns:
-        Megabytes of 1,000,000 bytes.
+    Returns megabytes of 1,000,000 bytes.
     """
     if sys.platform.startswith(
         "linux"
@@ -51,8 +56,8 @@ def peak_megabytes() -> float:
 def available_memory() -> int | None:
     """Ask how much memory this process can still take without making the system swap or end it.
 
-    Returns:
-        Bytes: what the kernel calls available, or less where a control group allows less; None where the system does not tell.
+    Returns bytes: what the kernel calls available, or less where a control group allows less; None
+    where the system does not tell.
     """
     result = [free for free in (_kernel_available(), *_group_available()) if free is not None]
     return min(result) if result else None
@@ -71,7 +76,9 @@ def _kernel_available() -> int | None:
 
 
 def _group_available(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Read what is left of the limits of this process's control groups, as a container sees them, version 2 and version 1."""
+    """Read what is left of the limits of this process's control groups, as a container sees them,
+    version 2 and version 1.
+    """
     left = []
     for limit, used, folder in (
         ("memory.max", "memory.current", root),

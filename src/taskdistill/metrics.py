@@ -69,12 +69,9 @@ def retrieval_scores(
 ) -> dict[str, NDArray[np.float64]]:
     """Score rankings with trec_eval's definitions; ties go to the larger document id, as there.
 
-    Args:
-        qrels: Query id to document id to relevance (0 is judged and not relevant).
-        ranking: Query id to document id to score, higher is better.
-
-    Returns:
-        Metric to (queries,) scores: nDCG@10, nDCG@1, MAP@1000, Recall@100, MRR@10.
+    `qrels`: query id to document id to relevance (0 is judged and not relevant). `ranking`: query
+    id to document id to score, higher is better. Returns metric to (queries,) scores: nDCG@10,
+    nDCG@1, MAP@1000, Recall@100, MRR@10.
     """
     import pytrec_eval
 
@@ -96,12 +93,9 @@ def retrieval_scores(
 def ndcg(gains: Sequence[float], judged: Iterable[float], cutoff: int = 10) -> float:
     """Return nDCG with linear gains, as trec_eval's, of one query.
 
-    Args:
-        gains: Relevance of the ranked documents, best first, at most `cutoff`; below 0 counts as 0.
-        judged: Relevance of all judged documents, which gives the ideal ranking.
-
-    Returns:
-        0 to 1; 0 where nothing is relevant.
+    `gains`: relevance of the ranked documents, best first, at most `cutoff`; below 0 counts as 0.
+    `judged`: relevance of all judged documents, which gives the ideal ranking. Returns 0 to 1; 0
+    where nothing is relevant.
     """
     discounts = 1 / np.log2(np.arange(cutoff) + 2)
     ideal = np.sort(np.array([gain for gain in judged if gain > 0], np.float64))[::-1][:cutoff]
@@ -295,14 +289,10 @@ def classify_multi(
 def summary_scores(human: Floats, machine: Floats, gold: Sequence[float]) -> float | None:
     """Correlate the similarity of machine summaries with what people thought of them, for one text.
 
-    Args:
-        human: (h, dim) vectors of the human summaries.
-        machine: (m, dim) vectors of the machine summaries.
-        gold: (m,) human scores of the machine summaries.
-
-    Returns:
-        Spearman of each machine summary's largest cosine with a human one, or None where a side is
-        constant, which mteb leaves out of the mean.
+    `human`: (h, dim) vectors of the human summaries. `machine`: (m, dim) vectors of the machine
+    summaries. `gold`: (m,) human scores of the machine summaries. Returns Spearman of each machine
+    summary's largest cosine with a human one, or None where a side is constant, which mteb leaves
+    out of the mean.
     """
     closest = (normalize(machine) @ normalize(human).T).max(axis=1)
     if len(set(gold)) == 1 or len(set(closest.tolist())) == 1:

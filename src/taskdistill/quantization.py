@@ -23,10 +23,7 @@ def normalize(x: NDArray[Any]) -> NDArray[np.float32]:
     """Scale every row to length one; a row of zeros stays zero.
 
     Lengths are computed in float64, so rows whose squares leave the range of float32 come out
-    right.
-
-    Raises:
-        BadInput: If `x` is not a matrix or holds NaN or infinity.
+    right. Raises BadInput if `x` is not a matrix or holds NaN or infinity.
     """
     x = _matrix(x)
     unit = np.empty(x.shape, dtype=np.float32)
@@ -42,8 +39,7 @@ def normalize(x: NDArray[Any]) -> NDArray[np.float32]:
 def truncate(x: NDArray[Any], dim: int) -> NDArray[np.float32]:
     """Take the first `dim` numbers of every row and scale them to length one (section 11.2).
 
-    Raises:
-        BadInput: If `dim` is outside 1..width, or `x` is not a finite matrix.
+    Raises BadInput if `dim` is outside 1..width, or `x` is not a finite matrix.
     """
     x = _matrix(x)
     if not 1 <= dim <= x.shape[1]:
@@ -69,13 +65,9 @@ class Int8Ranges:
     def fit(cls, x: NDArray[Any], quantile: float | None = None) -> Int8Ranges:
         """Find the ranges of (n, dim) vectors, n at least 1.
 
-        Args:
-            quantile: Share of values cut off at either end of each dimension, in [0, 0.5);
-                None cuts nothing.
-
-        Raises:
-            BadInput: If there are no rows, they are not finite, or the quantile is out of
-                range.
+        `quantile`: share of values cut off at either end of each dimension, in [0, 0.5); None cuts
+        nothing. Raises BadInput if there are no rows, they are not finite, or the quantile is out
+        of range.
         """
         x = _matrix(x)
         if len(x) == 0:
@@ -97,8 +89,7 @@ class Int8Ranges:
     def encode(self, x: NDArray[Any]) -> NDArray[np.int8]:
         """Round every number to one of 256 steps of its range; numbers outside saturate.
 
-        Raises:
-            BadInput: If `x` is not a finite matrix of this many dimensions.
+        Raises BadInput if `x` is not a finite matrix of this many dimensions.
         """
         x = _matrix(x)
         self._check_dim(x.shape[1])
@@ -131,9 +122,8 @@ class Int8Ranges:
     def from_json(cls, value: Mapping[str, Any]) -> Int8Ranges:
         """Read what `to_json` returned.
 
-        Raises:
-            BadInput: If the lists are missing, of different length, not finite, or a minimum
-                exceeds its maximum.
+        Raises BadInput if the lists are missing, of different length, not finite, or a minimum
+        exceeds its maximum.
         """
         try:
             ends = [np.asarray(value[key], dtype=np.float32) for key in ("minimum", "maximum")]
@@ -183,8 +173,7 @@ def ranges_to_json(ranges: Mapping[int, Int8Ranges]) -> dict[str, Any]:
 def ranges_from_json(value: Mapping[str, Any]) -> dict[int, Int8Ranges]:
     """Read what `ranges_to_json` returned.
 
-    Raises:
-        BadInput: If a key is no dimension or differs from the length of its lists.
+    Raises BadInput if a key is no dimension or differs from the length of its lists.
     """
     result = {}
     for key, entry in value.items():
@@ -209,8 +198,7 @@ def pack_bits(x: NDArray[Any]) -> NDArray[np.uint8]:
 def unpack_bits(codes: NDArray[np.uint8], dim: int) -> NDArray[np.int8]:
     """Return the (n, dim) signs, 1 and -1, that packed bits stand for.
 
-    Raises:
-        BadInput: If `dim` does not fit the number of bytes.
+    Raises BadInput if `dim` does not fit the number of bytes.
     """
     if codes.ndim != 2 or (dim + 7) // 8 != codes.shape[1] or dim < 1:
         raise BadInput(
@@ -224,8 +212,7 @@ def unpack_bits(codes: NDArray[np.uint8], dim: int) -> NDArray[np.int8]:
 def hamming(queries: NDArray[np.uint8], documents: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Count the bits in which packed vectors differ: (q, n); memory beside it stays below 64 MB.
 
-    Raises:
-        BadInput: If the widths differ.
+    Raises BadInput if the widths differ.
     """
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
         raise BadInput(
@@ -251,8 +238,7 @@ def hamming(queries: NDArray[np.uint8], documents: NDArray[np.uint8]) -> NDArray
 def bytes_per_vector(dim: int, precision: str) -> int:
     """Return the stored bytes of one vector; ranges of int8 are stored once and not counted.
 
-    Raises:
-        BadInput: If the precision is unknown.
+    Raises BadInput if the precision is unknown.
     """
     match precision:
         case Precision.FLOAT32:

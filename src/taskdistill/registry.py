@@ -17,8 +17,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Plug-ins, each in a module of `package` under `attribute`.
 
-    A plug-in's name is its file's, with hyphens for underscores. A module is imported when its plug-in is first asked for, so that
-    listing names loads nothing.
+    A plug-in's name is its file's, with hyphens for underscores. A module is imported when its
+    plug-in is first asked for, so that listing names loads nothing.
     """
 
     def __init__(
@@ -43,8 +43,7 @@ class Registry(Generic[T]):
     def module(self, name: str) -> ModuleType:
         """Import the module of a plug-in.
 
-        Raises:
-            BadInput: If there is no such name; it says the nearest one.
+        Raises BadInput if there is no such name; it says the nearest one.
         """
         if name not in self.names:
             raise BadInput(f"unknown {self._noun} {name!r}{did_you_mean(name, self.names)}")

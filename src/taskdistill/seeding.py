@@ -1,4 +1,6 @@
-"""Seeds that follow from others, by one rule, so that any seed of 64 bits can be given and no generator overflows."""
+"""Seeds that follow from others, by one rule, so that any seed of 64 bits can be given and no
+generator overflows.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from taskdistill.errors import BadInput
 SEEDS = 2**64
 """Seeds are whole numbers from 0 up to this one, which is not among them."""
 DERIVED = 2**63
-"""Derived seeds are below this: torch and numpy take them all, and so do signed integers of 64 bits."""
+"""Derived seeds are below this: torch and numpy take them all, and so do signed integers of 64
+bits.
+"""
 STEP_STRIDE = 7_919
 """Distance of the seeds of two recipes' seeds, in steps."""
 MICRO_BATCH_STRIDE = 1_000_003
@@ -19,11 +23,7 @@ READ_BITS = 2**32
 
 
 def check_seed(seed: int) -> int:
-    """Refuse what is no seed.
-
-    Raises:
-        BadInput: If it is no whole number of 64 bits.
-    """
+    """Refuse what is no seed. Raises BadInput if it is no whole number of 64 bits."""
     if not 0 <= seed < SEEDS:
         raise BadInput(f"seed {seed} is no whole number of 64 bits; give one from 0 to {SEEDS - 1}")
     return seed
@@ -32,12 +32,8 @@ def check_seed(seed: int) -> int:
 def derive_seed(seed: int, number: int, stride: int) -> int:
     """Return the seed of one of many things that share a seed.
 
-    Args:
-        number: Which of them, from 0.
-        stride: Seeds that lie between those of neighbouring `seed`.
-
-    Returns:
-        A number from 0 to 2**63 - 1; `seed * stride + number` where that is small enough.
+    `number`: which of them, from 0. `stride`: seeds that lie between those of neighbouring `seed`.
+    Returns a number from 0 to 2**63 - 1; `seed * stride + number` where that is small enough.
     """
     return (seed * stride + number) % DERIVED
 
@@ -45,14 +41,8 @@ def derive_seed(seed: int, number: int, stride: int) -> int:
 def torch_seed(seed: int) -> int:
     """Return the seed of a torch generator for a recipe's seed, such that all of its 64 bits count.
 
-    Args:
-        seed: From 0 to 2**64 - 1.
-
-    Returns:
-        The seed itself if it has 32 bits or fewer, otherwise 63 bits of its hash.
-
-    Raises:
-        BadInput: If it is no seed.
+    `seed`: from 0 to 2**64 - 1. Returns the seed itself if it has 32 bits or fewer, otherwise 63
+    bits of its hash. Raises BadInput if it is no seed.
     """
     if check_seed(seed) < READ_BITS:
         return seed
@@ -62,10 +52,6 @@ def torch_seed(seed: int) -> int:
 def later_seed(seed: int, distance: int) -> int:
     """Return the seed some places after another, for repetitions of an experiment.
 
-    Args:
-        seed: From 0 to 2**64 - 1.
-
-    Returns:
-        From 0 to 2**64 - 1, going on at 0 behind the last.
+    `seed`: from 0 to 2**64 - 1. Returns from 0 to 2**64 - 1, going on at 0 behind the last.
     """
     return (seed + distance) % SEEDS

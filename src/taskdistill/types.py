@@ -14,7 +14,9 @@ class Pooling(StrEnum):
 
 
 class Precision(StrEnum):
-    """How vectors are stored: float32, float16, int8 codes with stored ranges, or packed sign bits."""
+    """How vectors are stored: float32, float16, int8 codes with stored ranges, or packed
+    sign bits.
+    """
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -23,7 +25,9 @@ class Precision(StrEnum):
 
 
 class Backend(StrEnum):
-    """What runs a model: torch in float32, torch in eight bits, two other engines, or the fastest by measurement."""
+    """What runs a model: torch in float32, torch in eight bits, two other engines, or the fastest
+    by measurement.
+    """
 
     TORCH = "torch"
     INT8 = "int8"
@@ -42,7 +46,9 @@ class RowKind(StrEnum):
 
 
 class TeacherSide(StrEnum):
-    """Which texts of a row the teacher reads; the student learns every text of the row in any case."""
+    """Which texts of a row the teacher reads; the student learns every text of the row in
+    any case.
+    """
 
     BOTH = "both"
     QUERY = "query"
@@ -51,4 +57,6 @@ class TeacherSide(StrEnum):
 
 
 MANIFEST = "taskdistill.json"
-"""The manifest of every folder this package writes: kind, format version, hashes of files and inputs."""
+"""The manifest of every folder this package writes: kind, format version, hashes of files and
+inputs.
+"""

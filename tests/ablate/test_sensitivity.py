@@ -1,4 +1,6 @@
-"""The claim on fewer sets: by hand, with a verdict that hangs on one set, and said where it does."""
+"""The claim on fewer sets: by hand, with a verdict that hangs on one set, and said where
+it does.
+"""
 
 from __future__ import annotations
 

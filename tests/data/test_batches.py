@@ -1,4 +1,6 @@
-"""Batches are a pure function of seed, phase and step; epochs cover every row; texts do not meet themselves."""
+"""Batches are a pure function of seed, phase and step; epochs cover every row; texts do not meet
+themselves.
+"""
 
 from __future__ import annotations
 

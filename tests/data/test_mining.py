@@ -1,4 +1,6 @@
-"""Hard negatives by hand-made vectors: windows, margins for negative cosines too, and what is never a negative of what."""
+"""Hard negatives by hand-made vectors: windows, margins for negative cosines too, and what is never
+a negative of what.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def at(*cosines: float) -> np.ndarray:
 def mined(
     rows: list[Pair], others: list[str], cosines: list[float], **settings
 ) -> tuple[list[list[str]], dict[str, int]]:
-    """Mine with every query at (1, 0) and the candidates at given cosines, in the order of first sight; no margin unless one is given."""
+    """Mine with every query at (1, 0) and the candidates at given cosines, in the order of first
+    sight; no margin unless one is given.
+    """
     settings = {"relative_margin": None} | settings
     relations = build_relations(rows, others)
     assert len(relations.candidates) == len(cosines), relations.candidates

@@ -1,4 +1,6 @@
-"""Every bad row of the fault catalogue (part A) ends as used, repaired or rejected, and whole-file faults as one message."""
+"""Every bad row of the fault catalogue (part A) ends as used, repaired or rejected, and whole-file
+faults as one message.
+"""
 
 from __future__ import annotations
 
@@ -403,7 +405,9 @@ def test_strict_json_agrees_with_the_standard_parser_on_good_objects(value):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub of one data set, whose rows name the subset that was asked for; gives what was asked."""
+    """A Hub of one data set, whose rows name the subset that was asked for; gives what
+    was asked.
+    """
     import sys
     import types
 

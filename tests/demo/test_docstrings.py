@@ -71,7 +71,10 @@ def test_mark_up_code_and_references_go_and_text_stays():
         "TODO",
         "x",
         "a = b + c; d[0] -> {1: 2, 3: 4} (5, 6) == [7, 8]",
-        "# Copyright 2024 The Authors. All rights reserved.\n\nLicensed under the licence of the authors of this file.",
+        (
+            "# Copyright 2024 The Authors. All rights reserved.\n\nLicensed under the licence of"
+            " the authors of this file."
+        ),
         "See base class.",
     ],
 )
@@ -89,18 +92,25 @@ def test_a_signature_or_a_module_name_is_no_summary():
 
 
 def test_a_table_of_parameters_is_no_summary():
-    text = "Args:\n    size (`int`, *optional*): The size of each of the images that are given to the model.\n    other: The other one."
+    text = (
+        "Args:\n    size (`int`, *optional*): The size of each of the images that are given to the"
+        " model.\n    other: The other one."
+    )
     found = prose(text)
     assert found.summary == ""
     assert found.body.startswith("Args:\nsize (int, optional): The size")
 
 
 def test_fields_and_fences():
-    text = "Send a request to the server.\n\n:param str url: The address of the server to talk to, in full.\n:type url: str\n"
+    text = (
+        "Send a request to the server.\n\n:param str url: The address of the server to talk to, in"
+        " full.\n:type url: str\n"
+    )
     text += ":returns: The answer of the server.\n\n```python\nx = 1\n```\nAnd a last line."
     assert (
         prose(text).body
-        == "url: The address of the server to talk to, in full.\nReturns: The answer of the server.\nAnd a last line."
+        == "url: The address of the server to talk to, in full.\nReturns: The answer of the"
+        " server.\nAnd a last line."
     )
 
 

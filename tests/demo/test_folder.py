@@ -1,4 +1,6 @@
-"""The embedded default on a small tree of made-up packages: whole modules held out, nothing crosses, counts are true."""
+"""The embedded default on a small tree of made-up packages: whole modules held out, nothing
+crosses, counts are true.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,20 @@ from taskdistill.io.folders import check_folder, read_manifest
 from taskdistill.recipe.data import SourceConfig
 
 PACKAGES = ("alpha", "bravo", "carol", "delta")
-COPIED = "The copied sentence of this tree stands in many modules and says the same everywhere in the same words always."
+COPIED = (
+    "The copied sentence of this tree stands in many modules and says the same everywhere in the"
+    " same words always."
+)
 
 
 def sentence(rng: random.Random, words: int) -> str:
     """Half of the words are common ones, so that it reads as English to the filter."""
     return " ".join(
-        rng.choice(["the", "of", "to", "and", "is"])
-        if i % 2
-        else "".join(rng.choices("abcdefghijkl", k=7))
+        (
+            rng.choice(["the", "of", "to", "and", "is"])
+            if i % 2
+            else "".join(rng.choices("abcdefghijkl", k=7))
+        )
         for i in range(words)
     )
 

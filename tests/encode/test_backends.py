@@ -1,4 +1,6 @@
-"""Back ends: int8 with its measured cosine, onnxruntime and OpenVINO equal to torch, the table of `auto`, plain refusals."""
+"""Back ends: int8 with its measured cosine, onnxruntime and OpenVINO equal to torch, the table of
+`auto`, plain refusals.
+"""
 
 from __future__ import annotations
 

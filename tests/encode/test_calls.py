@@ -1,4 +1,6 @@
-"""One call of the encoder: several tasks at once, independence of the batch, splitting what does not fit, streams, half precision."""
+"""One call of the encoder: several tasks at once, independence of the batch, splitting what does
+not fit, streams, half precision.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.quantization import Int8Ranges
 
 TOLERANCE = 2e-6
-"""Largest difference of a coordinate between a text encoded alone and among others, in float32; docs/performance.md states it."""
+"""Largest difference of a coordinate between a text encoded alone and among others, in float32;
+docs/performance.md states it.
+"""
 
 RNG = np.random.default_rng(0)
 TEXTS = [" ".join(RNG.choice(tiny.WORDS, size=size)) for size in RNG.integers(1, 30, 60)]

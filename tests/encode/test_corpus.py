@@ -1,4 +1,6 @@
-"""A corpus to shards: the vectors of one call, whatever the processes; continued after kill -9 without repeating a shard; read as one."""
+"""A corpus to shards: the vectors of one call, whatever the processes; continued after kill -9
+without repeating a shard; read as one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`encode` from file to file: every row accounted for, nothing cut in silence, long texts whole where that is asked."""
+"""`encode` from file to file: every row accounted for, nothing cut in silence, long texts whole
+where that is asked.
+"""
 
 from __future__ import annotations
 

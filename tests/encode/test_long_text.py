@@ -214,9 +214,18 @@ def test_theta_reaches_the_frequencies():
 def long_encoder(tokens: int, tmp_path) -> Encoder:
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=320, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=8, max_position_embeddings=tokens, bos_token_id=None, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=tokens,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
     backbone = Qwen3Model(config).eval()
     backbone.set_attn_implementation(ATTENTION)
     model = Model(

@@ -1,4 +1,6 @@
-"""The matrix scores what is stored, rescoring helps, calibration is shared, and the verdict names the cheapest."""
+"""The matrix scores what is stored, rescoring helps, calibration is shared, and the verdict names
+the cheapest.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +44,19 @@ def cells():
 
 def test_every_setting_is_there_with_its_size(cells):
     assert {setting: cell.bytes for setting, cell in cells.items()} == {
-        (64, "float32", False): 256, (64, "float16", False): 128, (64, "int8", False): 64, (64, "int8", True): 64,
-        (64, "binary", False): 8, (64, "binary", True): 72,
-        (16, "float32", False): 64, (16, "float16", False): 32, (16, "int8", False): 16, (16, "int8", True): 16,
-        (16, "binary", False): 2, (16, "binary", True): 18,
-    }  # fmt: skip
+        (64, "float32", False): 256,
+        (64, "float16", False): 128,
+        (64, "int8", False): 64,
+        (64, "int8", True): 64,
+        (64, "binary", False): 8,
+        (64, "binary", True): 72,
+        (16, "float32", False): 64,
+        (16, "float16", False): 32,
+        (16, "int8", False): 16,
+        (16, "int8", True): 16,
+        (16, "binary", False): 2,
+        (16, "binary", True): 18,
+    }
     assert all(cell.query_ms > 0 for cell in cells.values())
 
 
@@ -165,9 +175,11 @@ def test_verdict_names_the_cheapest_setting_for_each_share():
         cell(128, "int8", 0.96, 128),
         cell(256, "binary", 0.9, 32),
     ]
-    assert verdict(cells) == (
-        "To keep 99 % or 97 % of the score: 256 dimensions, int8 (256 bytes a vector, 4 times smaller; keeps 99.2 %). "
-        "To keep 95 % of the score: 128 dimensions, int8 (128 bytes a vector, 8 times smaller; keeps 96.0 %)."
+    assert (
+        verdict(cells)
+        == "To keep 99 % or 97 % of the score: 256 dimensions, int8 (256 bytes a vector, 4 times"
+        " smaller; keeps 99.2 %). To keep 95 % of the score: 128 dimensions, int8 (128 bytes a"
+        " vector, 8 times smaller; keeps 96.0 %)."
     )
     assert (
         verdict([cell(8, "binary", 0.5, 1)])

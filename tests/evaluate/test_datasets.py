@@ -1,4 +1,6 @@
-"""What a data folder holds, how bad evaluation data are refused, and what is left out and counted."""
+"""What a data folder holds, how bad evaluation data are refused, and what is left out and
+counted.
+"""
 
 from __future__ import annotations
 
@@ -69,9 +71,18 @@ def root(tmp_path: Path) -> Path:
 
 def test_every_kind_is_found_once(root):
     assert [each.name for each in find_eval_sets(root)] == [
-        "retrieval/pets", "reranking/odd", "reranking/pets", "sts/near", "pair-classification/same", "bitext/twin",
-        "summarisation/news", "clustering/bare", "clustering/clu-news", "classification/kind", "multilabel/tags",
-    ]  # fmt: skip
+        "retrieval/pets",
+        "reranking/odd",
+        "reranking/pets",
+        "sts/near",
+        "pair-classification/same",
+        "bitext/twin",
+        "summarisation/news",
+        "clustering/bare",
+        "clustering/clu-news",
+        "classification/kind",
+        "multilabel/tags",
+    ]
     assert [each.name for each in find_eval_sets(root, split="dev")] == [
         "retrieval/pets-dev",
         "sts/near",
@@ -136,7 +147,10 @@ def test_unknown_ids_and_queries_without_judgments_are_left_out_and_counted(tmp_
     data = find_eval_sets(tmp_path)[0].load()
     assert list(data.queries) == ["q1"] and data.qrels == {"q1": {"d1": 1, "d2": 0}}
     assert data.notes == (
-        "2 judgments name an unknown query or document and are left out: q1 d9 (line 4), q9 d1 (line 5)",
+        (
+            "2 judgments name an unknown query or document and are left out: q1 d9 (line 4), q9 d1"
+            " (line 5)"
+        ),
         "1 of 2 queries have no judgment and are left out: q2",
     )
 
@@ -145,7 +159,10 @@ def test_judgments_that_mostly_name_unknown_ids_are_refused(tmp_path):
     write_retrieval(tmp_path / "retrieval" / "pets", "q1\td1\t1\nq1\td9\t1\nq9\td1\t1\n")
     with pytest.raises(
         BadInput,
-        match=r"2 of 3 judgments of .* name an unknown query or document \(q1 d9 \(line 3\), .*do not belong together",
+        match=(
+            r"2 of 3 judgments of .* name an unknown query or document \(q1 d9 \(line 3\), .*do not"
+            r" belong together"
+        ),
     ):
         find_eval_sets(tmp_path)[0].load()
 

@@ -1,4 +1,6 @@
-"""Whatever a person names as a model: folders, sentence-transformers modules, endpoints and vectors on disk."""
+"""Whatever a person names as a model: folders, sentence-transformers modules, endpoints and vectors
+on disk.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ ASK = {"task": "retrieval", "prompt_name": "query"}
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Answers with vectors of a text's length and first letter, times a factor; remembers bodies and keys."""
+    """Answers with vectors of a text's length and first letter, times a factor; remembers bodies
+    and keys.
+    """
 
     daemon_threads = True
 

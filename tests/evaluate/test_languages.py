@@ -23,7 +23,9 @@ from taskdistill.report.pages import write_evaluation
 
 
 class Table:
-    """Vectors by text: content decides the first three numbers, language the rest, with a weight."""
+    """Vectors by text: content decides the first three numbers, language the rest, with a
+    weight.
+    """
 
     name = "table"
 
@@ -63,7 +65,8 @@ def test_a_model_blind_to_language_finds_content_but_not_the_language():
         assert (
             scores.same_language == scores.any_language == 1 and scores.same_language_share == 0.5
         )
-    # the two translations tie: one language comes first for its own queries and second for the other's
+    # the two translations tie: one language comes first for its own queries and second for the
+    # other's
     assert {round(scores.pooled, 4) for scores in result.by_language.values()} == {
         1.0,
         round(1 / math.log2(3), 4),
@@ -141,7 +144,8 @@ def test_lengths_follow_the_order_of_languages():
     )
     score = evaluate_set(Table(0), "b", TASK_TYPES["bitext"], data).score
     short, long = by_length(TASK_TYPES["bitext"], data, score)
-    # in each language both rows find the first counterpart: F1 2/3 for it and 0 for the other; the long pair is German's first
+    # in each language both rows find the first counterpart: F1 2/3 for it and 0 for the other; the
+    # long pair is German's first
     assert (
         (short.n, long.n) == (3, 1)
         and long.score == pytest.approx(2 / 3)
@@ -175,7 +179,9 @@ def test_prompts_move_scores_and_documents_are_encoded_once():
 
 
 def write_pool(root: Path) -> Path:
-    """Two parallel retrieval sets, STS sets of two languages, and one bitext set of two languages."""
+    """Two parallel retrieval sets, STS sets of two languages, and one bitext set of two
+    languages.
+    """
     for language in ("en", "de"):
         data = parallel(language)
         folder = root / f"retrieval/pets-{language}"

@@ -1,4 +1,6 @@
-"""Our models under `mteb.evaluate`: section 8.1's adapters and prompts, the scores of our own protocols, and never a stale score."""
+"""Our models under `mteb.evaluate`: section 8.1's adapters and prompts, the scores of our own
+protocols, and never a stale score.
+"""
 
 from __future__ import annotations
 
@@ -60,13 +62,19 @@ def run(encoder: MtebEncoder, task: object, cache: Path) -> object:
 @pytest.mark.parametrize(
     ("task", "adapter"),
     [
-        ("MockRetrievalTask", "retrieval"), ("MockRerankingTask", "retrieval"), ("MockInstructionReranking", "retrieval"),
-        ("MockClusteringTask", "clustering"), ("MockClassificationTask", "classification"),
-        ("MockMultilabelClassification", "classification"), ("MockSTSTask", "text-matching"),
-        ("MockPairClassificationTask", "text-matching"), ("MockBitextMiningTask", "text-matching"),
-        ("MockSummarizationTask", "text-matching"), ("MockRegressionTask", "retrieval"),
+        ("MockRetrievalTask", "retrieval"),
+        ("MockRerankingTask", "retrieval"),
+        ("MockInstructionReranking", "retrieval"),
+        ("MockClusteringTask", "clustering"),
+        ("MockClassificationTask", "classification"),
+        ("MockMultilabelClassification", "classification"),
+        ("MockSTSTask", "text-matching"),
+        ("MockPairClassificationTask", "text-matching"),
+        ("MockBitextMiningTask", "text-matching"),
+        ("MockSummarizationTask", "text-matching"),
+        ("MockRegressionTask", "retrieval"),
     ],
-)  # fmt: skip
+)
 def test_mtebs_own_mock_tasks_run_with_the_adapter_and_prompts_of_section_8_1(
     task, adapter, tmp_path
 ):
@@ -85,7 +93,7 @@ def test_every_text_type_of_mteb_has_a_route_or_takes_retrieval():
     from mteb.abstasks.task_metadata import TaskType
 
     assert adapters_by_type().keys() <= {
-        name for group in get_args(TaskType) for name in (get_args(group) or (group,))
+        name for group in get_args(TaskType) for name in get_args(group) or (group,)
     }
     assert OTHER is Task.RETRIEVAL and set(adapters_by_type().values()) == set(Task)
 
@@ -115,11 +123,29 @@ def test_a_model_folder_is_scored_as_by_our_own_protocol(folder, tmp_path):
 
     class Local(AbsTaskRetrieval):
         metadata = TaskMetadata(
-            **dict.fromkeys(("reference", "date", "domains", "task_subtypes", "license", "annotations_creators", "dialect")),
-            sample_creation=None, name="LocalSet", description="local", type="Retrieval", category="t2t", modalities=["text"],
-            eval_splits=["test"], eval_langs=["eng-Latn"], main_score="ndcg_at_10", dataset={"path": "local/local", "revision": "1"},
+            **dict.fromkeys(
+                (
+                    "reference",
+                    "date",
+                    "domains",
+                    "task_subtypes",
+                    "license",
+                    "annotations_creators",
+                    "dialect",
+                )
+            ),
+            sample_creation=None,
+            name="LocalSet",
+            description="local",
+            type="Retrieval",
+            category="t2t",
+            modalities=["text"],
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score="ndcg_at_10",
+            dataset={"path": "local/local", "revision": "1"},
             bibtex_citation="",
-        )  # fmt: skip
+        )
 
         def load_data(self, **_):
             corpus = Dataset.from_list(
@@ -173,9 +199,11 @@ def test_other_weights_routing_dimension_or_precision_give_another_revision_and_
     task = mock_tasks.MockSTSTask()
     scores, places = {}, set()
     variants = {
-        "first": MtebEncoder(Recording("1")), "weights": MtebEncoder(Recording("2")), "dim": MtebEncoder(Recording("1"), dim=8),
+        "first": MtebEncoder(Recording("1")),
+        "weights": MtebEncoder(Recording("2")),
+        "dim": MtebEncoder(Recording("1"), dim=8),
         "precision": MtebEncoder(Recording("1"), precision="binary"),
-    }  # fmt: skip
+    }
     for name, encoder in variants.items():
         run(encoder, task, tmp_path)
         assert encoder.embedder.asked, f"{name}: a kept score of another model came back"

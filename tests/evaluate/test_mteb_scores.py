@@ -1,4 +1,6 @@
-"""The same data and vectors give the same scores here and in mteb, for every kind of set, within 1e-4."""
+"""The same data and vectors give the same scores here and in mteb, for every kind of set, within
+1e-4.
+"""
 
 from __future__ import annotations
 
@@ -76,9 +78,18 @@ def metadata(kind: str, score: str) -> TaskMetadata:
         )
     )
     return TaskMetadata(
-        **fields, name=f"Local{kind}", description="local", type=kind, category="t2t", modalities=["text"], eval_splits=["test"],
-        eval_langs=["eng-Latn"], main_score=score, dataset={"path": "local/local", "revision": "1"}, bibtex_citation=""
-    )  # fmt: skip
+        **fields,
+        name=f"Local{kind}",
+        description="local",
+        type=kind,
+        category="t2t",
+        modalities=["text"],
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score=score,
+        dataset={"path": "local/local", "revision": "1"},
+        bibtex_citation="",
+    )
 
 
 def their_score(
@@ -163,7 +174,9 @@ def test_sts(tmp_path):
 
 
 def test_pair_classification(tmp_path):
-    """Without equal texts: mteb's best of five similarities includes one that ranks pairs of equal vectors by rounding errors."""
+    """Without equal texts: mteb's best of five similarities includes one that ranks pairs of equal
+    vectors by rounding errors.
+    """
     first, second, gold = pairs(200, most=7)
     labels = (gold > 0.5).astype(int)
     dataset = DatasetDict(

@@ -1,4 +1,6 @@
-"""The synthetic needle and passkey task: lengths, depths, and a report that sees what a model does not read."""
+"""The synthetic needle and passkey task: lengths, depths, and a report that sees what a model does
+not read.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Several models on several sets: kept scores are not computed again, and the results file is strict JSON."""
+"""Several models on several sets: kept scores are not computed again, and the results file is
+strict JSON.
+"""
 
 from __future__ import annotations
 

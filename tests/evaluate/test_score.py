@@ -1,4 +1,6 @@
-"""Which adapter and prompt each kind takes, exact search, means over languages, and models that misbehave."""
+"""Which adapter and prompt each kind takes, exact search, means over languages, and models that
+misbehave.
+"""
 
 from __future__ import annotations
 
@@ -53,21 +55,36 @@ MULTI = LabeledData(
 )
 SUMMARIES = SummaryData([["ab"]], [["ab", "ac", "cc"]], [[3, 2, 1]])
 DATA = {
-    TASK_TYPES["retrieval"]: RANKING, TASK_TYPES["reranking"]: RankingData(RANKING.documents, RANKING.queries, RANKING.qrels, {"q": ["1", "2"]}),
-    TASK_TYPES["sts"]: PAIRS, TASK_TYPES["pair-classification"]: PairData(["ab", "ab"], ["ab", "ff"], np.array([1.0, 0]), ["", ""]),
-    TASK_TYPES["bitext"]: PairData(["ab", "cd"], ["ab", "cd"], None, ["", ""]), TASK_TYPES["summarisation"]: SUMMARIES,
-    TASK_TYPES["clustering"]: LABELLED, TASK_TYPES["classification"]: LABELLED, TASK_TYPES["multilabel"]: MULTI,
-}  # fmt: skip
+    TASK_TYPES["retrieval"]: RANKING,
+    TASK_TYPES["reranking"]: RankingData(
+        RANKING.documents, RANKING.queries, RANKING.qrels, {"q": ["1", "2"]}
+    ),
+    TASK_TYPES["sts"]: PAIRS,
+    TASK_TYPES["pair-classification"]: PairData(
+        ["ab", "ab"], ["ab", "ff"], np.array([1.0, 0]), ["", ""]
+    ),
+    TASK_TYPES["bitext"]: PairData(["ab", "cd"], ["ab", "cd"], None, ["", ""]),
+    TASK_TYPES["summarisation"]: SUMMARIES,
+    TASK_TYPES["clustering"]: LABELLED,
+    TASK_TYPES["classification"]: LABELLED,
+    TASK_TYPES["multilabel"]: MULTI,
+}
 
 
 @pytest.mark.parametrize(
     ("kind", "task"),
     [
-        (TASK_TYPES["retrieval"], "retrieval"), (TASK_TYPES["reranking"], "retrieval"), (TASK_TYPES["sts"], "text-matching"),
-        (TASK_TYPES["pair-classification"], "text-matching"), (TASK_TYPES["bitext"], "text-matching"), (TASK_TYPES["summarisation"], "text-matching"),
-        (TASK_TYPES["clustering"], "clustering"), (TASK_TYPES["classification"], "classification"), (TASK_TYPES["multilabel"], "classification"),
+        (TASK_TYPES["retrieval"], "retrieval"),
+        (TASK_TYPES["reranking"], "retrieval"),
+        (TASK_TYPES["sts"], "text-matching"),
+        (TASK_TYPES["pair-classification"], "text-matching"),
+        (TASK_TYPES["bitext"], "text-matching"),
+        (TASK_TYPES["summarisation"], "text-matching"),
+        (TASK_TYPES["clustering"], "clustering"),
+        (TASK_TYPES["classification"], "classification"),
+        (TASK_TYPES["multilabel"], "classification"),
     ],
-)  # fmt: skip
+)
 def test_routing_is_that_of_section_8_1_and_texts_are_encoded_once(kind, task):
     model = Letters()
     result = evaluate_set(model, "set", kind, DATA[kind])

@@ -28,16 +28,31 @@ ENGLISH = {
     "Clustering": "65.79 62.71 47.65 43.51 41.43 70.13 51.95 54.34",
     "Summarization": "31.77",
 }
-"""Scores of v5-small on the 41 tasks of MTEB(eng, v2), from the public result files (specification, annex B.2)."""
+"""Scores of v5-small on the 41 tasks of MTEB(eng, v2), from the public result files (specification,
+annex B.2).
+"""
 
 PRINTED = {
-    "Retrieval": 60.1, "Reranking": 49.4, "STS": 88.1, "PairClassification": 85.0, "Clustering": 54.7, "Summarization": 31.8,
-}  # fmt: skip
-"""Table 3 of the paper; its classification mean, 90.4, takes every language of two sets, the public files the English one."""
+    "Retrieval": 60.1,
+    "Reranking": 49.4,
+    "STS": 88.1,
+    "PairClassification": 85.0,
+    "Clustering": 54.7,
+    "Summarization": 31.8,
+}
+"""Table 3 of the paper; its classification mean, 90.4, takes every language of two sets, the public
+files the English one.
+"""
 
 RTEB = {
-    "small": "43.88 53.30 64.94 63.61 80.55 62.06 55.67 96.08 90.54 66.59 73.28 61.36 93.70 71.06 53.63 39.22",
-    "nano": "39.68 51.52 65.77 57.77 78.81 57.84 57.84 92.12 86.70 65.80 58.39 54.94 97.65 69.39 52.79 38.31",
+    "small": (
+        "43.88 53.30 64.94 63.61 80.55 62.06 55.67 96.08 90.54 66.59 73.28 61.36 93.70 71.06 53.63"
+        " 39.22"
+    ),
+    "nano": (
+        "39.68 51.52 65.77 57.77 78.81 57.84 57.84 92.12 86.70 65.80 58.39 54.94 97.65 69.39 52.79"
+        " 38.31"
+    ),
 }
 NEEDLE, PASSKEY = "82 70 78 42 40 22 18 4", "100 100 100 100 98 80 48 18"
 """nDCG@1 of v5-small on the splits of 256 to 32,768 tokens."""
@@ -132,8 +147,12 @@ def out_of_reach() -> object:
 
 def test_names_of_suites():
     assert {name: len(suite_tasks(name)) for name in SUITES} == {
-        "MTEB(eng, v2)": 41, "MTEB(Multilingual, v2)": 131, "RTEB public": 16, "LongEmbed": 6, "BEIR": 15
-    }  # fmt: skip
+        "MTEB(eng, v2)": 41,
+        "MTEB(Multilingual, v2)": 131,
+        "RTEB public": 16,
+        "LongEmbed": 6,
+        "BEIR": 15,
+    }
     assert (
         suite_name("eng") == "MTEB(eng, v2)"
         and suite_name("beir") == "BEIR"
@@ -186,7 +205,10 @@ def test_tasks_run_once_keep_their_scores_and_name_what_is_missing(tmp_path):
 def test_a_suite_without_data_says_what_to_do(tmp_path):
     with pytest.raises(
         BadInput,
-        match="the data of no task of mocks can be had: ConnectionError: no way to the hub; mteb takes it from",
+        match=(
+            "the data of no task of mocks can be had: ConnectionError: no way to the hub; mteb"
+            " takes it from"
+        ),
     ):
         run_suite([MtebEncoder(Sums())], ["sums"], "mocks", [out_of_reach()], tmp_path)
     assert not list(Path(tmp_path).rglob("*.json"))

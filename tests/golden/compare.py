@@ -1,4 +1,6 @@
-"""Two records compared: equal bits on the machine that recorded, within tolerances on every other."""
+"""Two records compared: equal bits on the machine that recorded, within tolerances on
+every other.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +19,39 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 REST = 1e-6
 """Tolerance of what is computed from given weights, relative above 1 and absolute below."""
 TRAINED = 1e-4
-"""Tolerance of losses, relative: the teacher's vectors are kept in half precision, and some round to the other side elsewhere."""
+"""Tolerance of losses, relative: the teacher's vectors are kept in half precision, and some round
+to the other side elsewhere.
+"""
 SCORES = 0.02
-"""Tolerance of what is measured of a model that was trained elsewhere: two near documents in the other order move a score by a step."""
+"""Tolerance of what is measured of a model that was trained elsewhere: two near documents in the
+other order move a score by a step.
+"""
 PARTS_OF_LOSSES = 1e-3
-"""Tolerance of single terms and gradient norms, relative: in their sum, the loss, they move less."""
+"""Tolerance of single terms and gradient norms, relative: in their sum, the loss, they move less.
+"""
 SUMS = {"float16": 5e-4, "float32": 1e-5, "float64": 1e-5}
-"""Tolerance of the sums of arrays: ten roundings of half precision; of float32 the roundings of a whole forward pass."""
+"""Tolerance of the sums of arrays: ten roundings of half precision; of float32 the roundings of a
+whole forward pass.
+"""
 EIGHT_BITS = 2e-3
 """The same of a back end of eight bits, whose inputs are rounded to 256 steps."""
 CODES = 0.05
-"""Tolerance of mean codes: some round to the other side elsewhere; another way of rounding moves them by half a code."""
+"""Tolerance of mean codes: some round to the other side elsewhere; another way of rounding moves
+them by half a code.
+"""
 FILE_BYTES = 64
-"""By how much the size of a folder may differ: numbers in JSON files have other digits, and so other lengths."""
+"""By how much the size of a folder may differ: numbers in JSON files have other digits, and so
+other lengths.
+"""
 ABSENT = "(absent)"
 
 Difference = tuple[str, Any, Any]
 
 
 def fingerprint() -> dict[str, str]:
-    """What decides the last bits of a matrix product: the processor's instructions and the libraries."""
+    """What decides the last bits of a matrix product: the processor's instructions and the
+    libraries.
+    """
     import numpy
     import torch
     import transformers
@@ -130,7 +145,9 @@ def _texts(*lists: list[Any]) -> bool:
 
 
 def _without_hashes(old: list[str], new: list[str]) -> list[tuple[str, str]]:
-    """Pair texts in their order; names with hashes in them, which sort otherwise elsewhere, in that without them."""
+    """Pair texts in their order; names with hashes in them, which sort otherwise elsewhere, in that
+    without them.
+    """
     if not any(HASH.search(each) for each in old):
         return list(zip(old, new, strict=True))
     return list(
@@ -175,7 +192,9 @@ def _alike(old: Any, new: Any, tolerance: float) -> bool:
 
 
 def _alike_texts(old: str, new: str, tolerance: float) -> bool:
-    """Compare words exactly and numbers within the tolerance and one in the last digit that is printed."""
+    """Compare words exactly and numbers within the tolerance and one in the last digit that is
+    printed.
+    """
     if NUMBER.split(old) != NUMBER.split(new):
         return False
     for one, other in zip(NUMBER.findall(old), NUMBER.findall(new), strict=True):

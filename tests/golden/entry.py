@@ -1,4 +1,6 @@
-"""All that the golden record takes from the program and from the tests' tiny models: when modules move, this file alone changes."""
+"""All that the golden record takes from the program and from the tests' tiny models: when modules
+move, this file alone changes.
+"""
 
 from __future__ import annotations
 
@@ -176,7 +178,9 @@ def run_command(words: Sequence[str]) -> tuple[int, str, str]:
     finally:
         warnings.showwarning = before
         logging.root.handlers[:] = (
-            handlers  # libraries that are imported on the way add some, onto streams that are closed afterwards
+            # libraries that are imported on the way add some, onto streams that are closed
+            # afterwards
+            handlers
         )
     return code, out.getvalue(), err.getvalue()
 
@@ -205,7 +209,9 @@ def token_ids(encoder: Encoder, texts: list[str], prompt: str, max_length: int) 
 
 
 def write_adapted(folder: Path, family: str, teacher: Path | None = None) -> Path:
-    """Write a random model with an adapter a task, int8 ranges, golden vectors, and with a teacher a projection into its space."""
+    """Write a random model with an adapter a task, int8 ranges, golden vectors, and with a teacher
+    a projection into its space.
+    """
     module = tiny.student(family, seed=1)
     source = tiny.write_tokenizer(
         folder.with_name(f"{folder.name}-tokenizer"), end=family != "bert"

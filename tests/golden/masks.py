@@ -1,4 +1,6 @@
-"""What differs from run to run and from machine to machine is masked before it is recorded: seconds, versions, paths, memory."""
+"""What differs from run to run and from machine to machine is masked before it is recorded:
+seconds, versions, paths, memory.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,15 @@ EXACT_KEYS = frozenset(["format_version", "rate"])
 TEXTS = (
     (
         re.compile(
-            r"\b\d[\d,]*(\.\d+)? (s|ms|MB|GB|minutes|seconds|texts/s|tokens/s|GFLOP/s|TFLOP/s|h|hours)\b"
+            r"\b\d[\d,]*(\.\d+)?"
+            r" (s|ms|MB|GB|minutes|seconds|texts/s|tokens/s|GFLOP/s|TFLOP/s|h|hours)\b"
         ),
         r"<number> \2",
     ),
     (
         re.compile(
-            r"\b(torch|transformers|peft|numpy|python|Python|taskdistill|sentence-transformers|onnxruntime|gguf) \d+[\w.+]*"
+            r"\b(torch|transformers|peft|numpy|python|Python|taskdistill|sentence-transformers|onnxruntime|gguf)"
+            r" \d+[\w.+]*"
         ),
         r"\1 <version>",
     ),
@@ -33,7 +37,14 @@ TEXTS = (
 COLUMNS = re.compile(r"minutes|seconds|^share$|tokens kept|\bms\b|\bMB\b|texts/s")
 """Columns of printed tables that differ so."""
 FEW_CELLS = 6
-"""A line of more cells, with two spaces or more between them, is a row of a table without frames."""
+"""A line of more cells, with two spaces or more between them, is a row of a table without frames.
+"""
+
+
+def _row(cells: list[str], hidden: set[int]) -> str:
+    """One row of a table, with the cells at the hidden places masked."""
+    shown = (MASK if place in hidden else cell for place, cell in enumerate(cells))
+    return f"row: {' | '.join(shown)}"
 
 
 class Mask:
@@ -53,7 +64,9 @@ class Mask:
         return text
 
     def lines(self, text: str) -> list[str]:
-        """The lines of an output; of its tables the cells, without frames and widths, which follow the longest number."""
+        """The lines of an output; of its tables the cells, without frames and widths, which follow
+        the longest number.
+        """
         found: list[str] = []
         hidden: set[int] = set()
         timed: list[int] = []
@@ -72,7 +85,7 @@ class Mask:
                     ]
                     line = f"table: {' | '.join(cells)}"
                 elif timed and len(cells) > FEW_CELLS:
-                    line = f"row: {' | '.join(MASK if place - len(cells) in timed else cell for place, cell in enumerate(cells))}"
+                    line = _row(cells, {place + len(cells) for place in timed})
                 else:
                     timed = []
                 found.append(line)
@@ -82,9 +95,7 @@ class Mask:
                 hidden = {place for place, cell in enumerate(cells) if COLUMNS.search(cell)}
                 found.append(f"table: {' | '.join(cells)}")
             else:
-                found.append(
-                    f"row: {' | '.join(MASK if place in hidden else cell for place, cell in enumerate(cells))}"
-                )
+                found.append(_row(cells, hidden))
         return found
 
     def value(self, value: Any, key: str = "") -> Any:

@@ -1,4 +1,5 @@
-"""Record what the program gives, from seeds and tiny models alone, or compare it with what was recorded.
+"""Record what the program gives, from seeds and tiny models alone, or compare it with what was
+recorded.
 
 python tests/golden/record.py [PART...]            write tests/golden/recorded/PART.json
 python tests/golden/record.py --check [PART...]    compare; exit code 1 where something differs
@@ -72,7 +73,9 @@ def main(arguments: list[str]) -> int:
             began = _processor_seconds()
             try:
                 new = make(part, workshop)
-            except Exception as error:  # what ends one part is a difference like any other, and the next ones are still compared
+            # what ends one part is a difference like any other, and the next ones are still
+            # compared
+            except Exception as error:
                 found.append((part, f"ends with {type(error).__name__}", "a record", str(error)))
                 print(f"{part:<12} {found[-1][1]}: {error}", flush=True)
                 continue
@@ -95,7 +98,8 @@ def main(arguments: list[str]) -> int:
         print(f"\n{part}: {key}\n  old {_short(old)}\n  new {_short(new_value)}")
     if found:
         print(
-            f"\n{len(found)} differences in {', '.join(dict.fromkeys(part for part, *_ in found))}. If they are meant: `make golden`,"
+            f"\n{len(found)} differences in {', '.join(dict.fromkeys(part for part, *_ in found))}."
+            " If they are meant: `make golden`,"
         )
         print("and a line in tests/golden/CHANGES.md that says why.")
     return int(bool(found))
@@ -107,7 +111,9 @@ def _processor_seconds() -> float:
 
 
 def _padded(folder: Path) -> Path:
-    """A folder within whose path has always the same length: sizes of files that name it and the breaks of long lines depend on that."""
+    """A folder within whose path has always the same length: sizes of files that name it and the
+    breaks of long lines depend on that.
+    """
     root = folder / ("-" * max(1, PATH_LENGTH - len(str(folder)) - 1))
     root.mkdir()
     return root

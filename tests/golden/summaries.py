@@ -1,4 +1,6 @@
-"""Numbers as they stand in the record: exact where they are few, else a hash for this machine and a few sums for every other."""
+"""Numbers as they stand in the record: exact where they are few, else a hash for this machine and a
+few sums for every other.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ def hexadecimal(value: float) -> str:
 def summarize(array: np.ndarray) -> dict[str, Any]:
     """Shape, type, hash of the bytes, and weighted sums that any change of a value moves.
 
-    Sums of codes are divided by their number, so that one code that is rounded otherwise elsewhere moves them little; those of floats by
-    its root, as random values add up. Of codes the mean comes first, which another way of rounding moves.
+    Sums of codes are divided by their number, so that one code that is rounded otherwise elsewhere
+    moves them little; those of floats by its root, as random values add up. Of codes the mean comes
+    first, which another way of rounding moves.
     """
     array = np.ascontiguousarray(array)
     flat = array.reshape(-1).astype(np.float64)
@@ -41,7 +44,8 @@ def summarize(array: np.ndarray) -> dict[str, Any]:
 def summarize_tensors(tensors: dict[str, Any]) -> dict[str, Any]:
     """One hash of all named tensors, and the norm of each kind of them.
 
-    Norms, since training moves weights that no loss sees (the key biases of attention) by rounding alone.
+    Norms, since training moves weights that no loss sees (the key biases of attention) by rounding
+    alone.
     """
     digest = hashlib.sha256()
     total, absolute, count = 0.0, 0.0, 0
@@ -80,7 +84,9 @@ def weights_below(folder: Path) -> dict[str, Any]:
 
 
 def dump(record: dict[str, Any]) -> str:
-    """A record as text: one line a key, keys in order, so that a change shows as the lines that it changes."""
+    """A record as text: one line a key, keys in order, so that a change shows as the lines that it
+    changes.
+    """
     lines = [
         f"{json.dumps(key)}: {json.dumps(record[key], sort_keys=True, ensure_ascii=False)}"
         for key in sorted(record)

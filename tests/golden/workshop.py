@@ -1,4 +1,6 @@
-"""The tiny things that the record is made of, each made once: data of every kind, models, a trained run, an index."""
+"""The tiny things that the record is made of, each made once: data of every kind, models, a trained
+run, an index.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Workshop:
     def run(
         self, *words: object, result: Path | None = None, made: Path | None = None
     ) -> dict[str, Any]:
-        """Run a command: exit code, what it printed, its result file, and the names of the files that it made."""
+        """Run a command: exit code, what it printed, its result file, and the names of the files
+        that it made.
+        """
         given = [str(word) for word in words]
         code, out, err = entry.run_command(
             [*given, "--json", str(result)] if result is not None else given
@@ -65,7 +69,9 @@ class Workshop:
         result: Path | None = None,
         code: int | None = 0,
     ) -> dict[str, Any]:
-        """Run a command and record it under its own words; another exit code than `code` ends the record, None takes any."""
+        """Run a command and record it under its own words; another exit code than `code` ends the
+        record, None takes any.
+        """
         done = self.run(*words, made=made, result=result)
         record[self.name(*words)] = done
         if code is not None and done["code"] != code:
@@ -75,7 +81,9 @@ class Workshop:
         return done
 
     def read(self, path: Path) -> Any:
-        """A JSON file, masked; a manifest without the hashes of what names the folders of this run: of itself, the recipe, the card."""
+        """A JSON file, masked; a manifest without the hashes of what names the folders of this run:
+        of itself, the recipe, the card.
+        """
         if not path.is_file():
             return "(no file)"
         content = self.mask.value(json.loads(path.read_text("utf-8")))

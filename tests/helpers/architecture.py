@@ -1,6 +1,8 @@
-"""The source as a tree in the order of its imports: read from the code, written into docs/architecture.md and drawn beside it.
+"""The source as a tree in the order of its imports: read from the code, written into
+docs/architecture.md and drawn beside it.
 
-`python tests/helpers/architecture.py` writes page and picture; tests/test_layers.py compares them with the code.
+`python tests/helpers/architecture.py` writes page and picture; tests/test_layers.py compares them
+with the code.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ def layer(module: str) -> str:
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module by its dotted name below the package, without those that only hold a docstring."""
+    """Every module by its dotted name below the package, without those that only hold a
+    docstring.
+    """
     paths = {
         path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", "."): path
         for path in sorted(SOURCE.rglob("*.py"))
@@ -64,7 +68,9 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports(module: str) -> frozenset[str]:
-    """Modules that a module imports: at its top, within functions, for types only, and all of a folder that it makes a Registry of."""
+    """Modules that a module imports: at its top, within functions, for types only, and all of a
+    folder that it makes a Registry of.
+    """
     names = set()
     for node in ast.walk(ast.parse(modules()[module].read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("taskdistill"):
@@ -142,15 +148,19 @@ def tree() -> str:
 
 
 def drawing() -> str:
-    """A matrix of layers: how many imports the row's layer has of the column's; nothing stands right of the diagonal."""
+    """A matrix of layers: how many imports the row's layer has of the column's; nothing stands
+    right of the diagonal.
+    """
     names, cell, left, top = list(LAYERS), 26, 360, 90
     counts: Counter[tuple[str, str]] = Counter(
         (layer(module), layer(other)) for module in modules() for other in imports(module)
     )
     size = cell * len(names)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + size + 20} {top + size + 20}" '
-        'font-family="sans-serif" font-size="12">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + size + 20}'
+            f' {top + size + 20}" font-family="sans-serif" font-size="12">'
+        ),
         f'<rect width="{left + size + 20}" height="{top + size + 20}" fill="white"/>',
     ]
     for row, name in enumerate(names):

@@ -1,4 +1,6 @@
-"""Commands in child processes whose disk can be made to fail: killed, full, read-only or protected at any call that changes it."""
+"""Commands in child processes whose disk can be made to fail: killed, full, read-only or protected
+at any call that changes it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ NAMES = {
     "os.utime",
     "os.truncate",
 }
-"""Audit events of calls that change names or attributes; `os.rename` stands for `os.replace` too."""
+"""Audit events of calls that change names or attributes; `os.rename` stands for `os.replace` too.
+"""
 
 BOTH = {"os.rename", "os.link", "os.symlink"}
 """Those whose second argument is a path as well."""
@@ -55,7 +58,8 @@ class Fault:
     number: int | None = None
     """Error of that call; None kills the process there."""
     lasting: bool = True
-    """Whether all later calls fail too, as on a disk that has become read-only, or this one alone."""
+    """Whether all later calls fail too, as on a disk that has become read-only, or this one alone.
+    """
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,15 @@ def in_child(line: str, fault: Fault) -> Ended:
 
 
 def with_limit(line: str, size: int) -> Ended:
-    """Run a command line in a child that cannot write files larger than this: the call that writes the bytes fails, in any language."""
+    """Run a command line in a child that cannot write files larger than this: the call that writes
+    the bytes fails, in any language.
+    """
     return started(_limited, line, size)
 
 
 def protected(lines: Sequence[str], *, computes: bool = False) -> list[tuple[int, str]]:
-    """Run command lines one after the other in a child that obeys permissions, root or not; code and words of each.
+    """Run command lines one after the other in a child that obeys permissions, root or not; code
+    and words of each.
 
     It may not run any model, unless `computes` says so.
     """
@@ -97,7 +104,9 @@ def started(target: Callable[..., None], *arguments: object) -> Ended:
 
 
 def _started(target: Callable[..., None], *arguments: object):
-    """The child is a fork of a server that has only imported the program: this process may hold threads of autograd, which no fork can have."""
+    """The child is a fork of a server that has only imported the program: this process may hold
+    threads of autograd, which no fork can have.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, "disk_child"])
     reading, writing = context.Pipe(duplex=False)
@@ -119,7 +128,9 @@ def _faulty(line: str, fault: Fault, writing: Connection) -> None:
     root, count, busy = f"{fault.root.resolve()}/", 0, False
 
     def below(place: object, fd: object = None) -> bool:
-        """A name without a folder goes by the folder that the call holds open, which no other code here does than ours."""
+        """A name without a folder goes by the folder that the call holds open, which no other code
+        here does than ours.
+        """
         if isinstance(place, int):
             return False
         name = os.fsdecode(place)  # type: ignore[arg-type]
@@ -169,7 +180,9 @@ def _faulty(line: str, fault: Fault, writing: Connection) -> None:
 
 
 def finished(line: str) -> int:
-    """Run a command line as the program does, with a traceback and exit code 1 where nothing catches an error."""
+    """Run a command line as the program does, with a traceback and exit code 1 where nothing
+    catches an error.
+    """
     try:
         return run(line.split())
     except BaseException:
@@ -225,7 +238,9 @@ def _protected(lines: list[str], computes: bool, writing: Connection) -> None:
 
 
 def obey_permissions() -> None:
-    """Give up what lets root pass by the permissions of files; any other user has nothing to give up."""
+    """Give up what lets root pass by the permissions of files; any other user has nothing to give
+    up.
+    """
     if os.geteuid() != 0:
         return
 

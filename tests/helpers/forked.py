@@ -1,10 +1,13 @@
-"""Child processes that need no second to import torch: forks of a process that has imported what the tests have, and has no threads.
+"""Child processes that need no second to import torch: forks of a process that has imported what
+the tests have, and has no threads.
 
-`conftest.py` forks the server of `multiprocessing`'s "forkserver" from the process of the tests when these are collected. The children of
-that server are made within milliseconds, may be killed as any process may, and hold nothing of what the tests have done since. The process
-of the tests itself cannot be forked later: it holds threads of autograd, which no fork can have.
+`conftest.py` forks the server of `multiprocessing`'s "forkserver" from the process of the tests
+when these are collected. The children of that server are made within milliseconds, may be killed as
+any process may, and hold nothing of what the tests have done since. The process of the tests itself
+cannot be forked later: it holds threads of autograd, which no fork can have.
 
-What is about the start of Python itself (the command of the shell, `python -m`, an entry point) needs `subprocess`.
+What is about the start of Python itself (the command of the shell, `python -m`, an entry point)
+needs `subprocess`.
 """
 
 from __future__ import annotations
@@ -36,10 +39,12 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def fork_server() -> None:
-    """Make the server of all later children of "forkserver": what is imported here is imported there.
+    """Make the server of all later children of "forkserver": what is imported here is imported
+    there.
 
-    This does what `ForkServer.ensure_running` does, but with a fork in place of a new interpreter. From Python 3.14 on server and
-    clients share a key, which that function alone hands over; there the server is started as usual and imports `PRELOAD`.
+    This does what `ForkServer.ensure_running` does, but with a fork in place of a new interpreter.
+    From Python 3.14 on server and clients share a key, which that function alone hands over; there
+    the server is started as usual and imports `PRELOAD`.
     """
     CONTEXT.set_forkserver_preload(PRELOAD)
     server: Any = forkserver._forkserver  # type: ignore[attr-defined]
@@ -84,7 +89,8 @@ class Forked:
         """Start the child.
 
         Args:
-            target: A function of a module; its exit code is 1 where it raises, and what it exits with where it does.
+            target: A function of a module; its exit code is 1 where it raises, and what it exits
+                with where it does.
             arguments: What it is given.
             environment: Variables that are set for it beside those of this process.
         """

@@ -1,4 +1,6 @@
-"""One of the processes that tests start together, with torchrun's variables set: what is done by its name, and a folder."""
+"""One of the processes that tests start together, with torchrun's variables set: what is done by
+its name, and a folder.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +138,9 @@ def failures(out: Path, together) -> None:
 
 
 def alone(out: Path, together) -> None:
-    """What each process meets where the first one fails at what it does alone, or one at what follows."""
+    """What each process meets where the first one fails at what it does alone, or one at what
+    follows.
+    """
     from helpers import tiny
 
     from taskdistill.errors import BadInput

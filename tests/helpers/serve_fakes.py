@@ -1,4 +1,6 @@
-"""For the server tests: a tiny model with adapters, prompts and int8 ranges, an engine that misbehaves on purpose, a live server."""
+"""For the server tests: a tiny model with adapters, prompts and int8 ranges, an engine that
+misbehaves on purpose, a live server.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,9 @@ class Panic(BaseException):
 
 
 class FakeEngine:
-    """Vectors are the sum and the number of the ids; a text whose first id is negative is poison."""
+    """Vectors are the sum and the number of the ids; a text whose first id is negative is
+    poison.
+    """
 
     def __init__(
         self,

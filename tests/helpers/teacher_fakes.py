@@ -1,4 +1,6 @@
-"""A teacher without a model: the vector of a text is drawn from the text's hash; and a server of it that misbehaves on request."""
+"""A teacher without a model: the vector of a text is drawn from the text's hash; and a server of it
+that misbehaves on request.
+"""
 
 import functools
 import hashlib
@@ -115,7 +117,9 @@ def rotated(items):
 
 
 def by_length(texts):
-    """Vectors in the order in which a server sorts texts to waste no padding, under the indices of the order in which they came."""
+    """Vectors in the order in which a server sorts texts to waste no padding, under the indices of
+    the order in which they came.
+    """
     order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
     vectors = [vector(texts[at]).tolist() for at in order]
     return 200, {"data": [{"index": at, "embedding": each} for at, each in enumerate(vectors)]}

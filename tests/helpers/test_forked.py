@@ -1,4 +1,6 @@
-"""Child processes of the tests: quick to start, with streams, signals and exit codes as other processes have them."""
+"""Child processes of the tests: quick to start, with streams, signals and exit codes as other
+processes have them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The pretend accelerator refuses what a card refuses, keeps what a card keeps, and computes what the CPU computes."""
+"""The pretend accelerator refuses what a card refuses, keeps what a card keeps, and computes what
+the CPU computes.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,23 @@ ALLOWED = {
     "one scalar in where": lambda d, c: torch.where(
         torch.ones(3, device=d) > 0, torch.ones(3, device=d), torch.ones((), device=c)
     ),
-    "one scalar to fill with": lambda d, c: torch.ones(3, device=d).masked_fill(
-        torch.ones(3, device=d) > 0, torch.ones((), device=c)
+    "one scalar to fill with": (
+        lambda d, c: torch.ones(3, device=d).masked_fill(
+            torch.ones(3, device=d) > 0, torch.ones((), device=c)
+        )
     ),
     "CPU indices": lambda d, c: torch.ops.aten.index.Tensor(
         torch.ones(3, 2, device=d), [torch.tensor([0, 2], device=c)]
     ),
-    "CPU indices to put": lambda d, c: torch.ones(3, device=d).index_put(
-        (torch.tensor([0, 2], device=c),), torch.ones(2, device=d)
+    "CPU indices to put": (
+        lambda d, c: torch.ones(3, device=d).index_put(
+            (torch.tensor([0, 2], device=c),), torch.ones(2, device=d)
+        )
     ),
-    "a scalar put at indices": lambda d, c: torch.ones(3, device=d).index_put(
-        (torch.tensor([0, 2], device=d),), torch.ones((), device=c)
+    "a scalar put at indices": (
+        lambda d, c: torch.ones(3, device=d).index_put(
+            (torch.tensor([0, 2], device=d),), torch.ones((), device=c)
+        )
     ),
 }
 """Operations on a device `d` and the CPU `c` that CUDA takes."""
@@ -42,18 +50,24 @@ REFUSED = {
     "matrix product": lambda d, c: torch.ones(3, 3, device=d) @ torch.ones(3, 3, device=c),
     "linear": lambda d, c: F.linear(torch.ones(2, 3, device=d), torch.ones(3, 3, device=c)),
     "joined": lambda d, c: torch.cat([torch.ones(3, device=d), torch.ones(3, device=c)]),
-    "values put": lambda d, c: torch.ones(3, device=d).index_put(
-        (torch.tensor([0, 2], device=d),), torch.ones(2, device=c)
+    "values put": (
+        lambda d, c: torch.ones(3, device=d).index_put(
+            (torch.tensor([0, 2], device=d),), torch.ones(2, device=c)
+        )
     ),
     "embedding": lambda d, c: F.embedding(torch.tensor([1], device=c), torch.ones(3, 2, device=d)),
-    "selected rows": lambda d, c: torch.ones(3, device=d).index_select(
-        0, torch.tensor([1], device=c)
+    "selected rows": (
+        lambda d, c: torch.ones(3, device=d).index_select(0, torch.tensor([1], device=c))
     ),
-    "copied rows": lambda d, c: torch.ones(3, device=d).index_copy(
-        0, torch.tensor([1], device=c), torch.ones(1, device=d)
+    "copied rows": (
+        lambda d, c: torch.ones(3, device=d).index_copy(
+            0, torch.tensor([1], device=c), torch.ones(1, device=d)
+        )
     ),
-    "added rows": lambda d, c: torch.ones(3, device=d).index_add_(
-        0, torch.tensor([1], device=d), torch.ones(1, device=c)
+    "added rows": (
+        lambda d, c: torch.ones(3, device=d).index_add_(
+            0, torch.tensor([1], device=d), torch.ones(1, device=c)
+        )
     ),
     "gather": lambda d, c: torch.ones(3, device=d).gather(0, torch.tensor([1], device=c)),
     "scatter": lambda d, c: torch.ones(3, device=d).scatter(0, torch.tensor([1], device=c), 2.0),
@@ -84,14 +98,14 @@ REFUSED_BY_KERNELS = {
         torch.tensor([0], device=d)
     ],
     "scalar joined": lambda d, c: torch.stack([torch.ones((), device=d), torch.ones((), device=c)]),
-    "a scalar that clamps": lambda d, c: torch.ones(3, device=d).clamp(
-        min=torch.ones((), device=c)
+    "a scalar that clamps": (
+        lambda d, c: torch.ones(3, device=d).clamp(min=torch.ones((), device=c))
     ),
     "two scalars": lambda d, c: torch.addcmul(
         torch.ones(3, device=d), torch.ones((), device=c), torch.ones((), device=c)
     ),
-    "a scalar of the CPU is written": lambda d, c: torch.ones((), device=c).add_(
-        torch.ones((), device=d)
+    "a scalar of the CPU is written": (
+        lambda d, c: torch.ones((), device=c).add_(torch.ones((), device=d))
     ),
     "comparison of all": lambda d, c: torch.equal(torch.ones(3, device=d), torch.ones(3, device=c)),
     "comparison of scalars": lambda d, c: torch.equal(
@@ -100,18 +114,19 @@ REFUSED_BY_KERNELS = {
     "out": lambda d, c: torch.mm(
         torch.ones(2, 2, device=d), torch.ones(2, 2, device=d), out=torch.empty(2, 2, device=c)
     ),
-    "row numbers to fill": lambda d, c: torch.ones(3, device=d).index_fill(
-        0, torch.tensor([1], device=c), 0.0
+    "row numbers to fill": (
+        lambda d, c: torch.ones(3, device=d).index_fill(0, torch.tensor([1], device=c), 0.0)
     ),
     "a device that is not there": lambda d, c: torch.ones(3, device=d).to("twin:1"),
     "numbers for numpy": lambda d, c: torch.ones(3, device=d).numpy(),
     "an array of numpy": lambda d, c: np.asarray(torch.ones(3, device=d)),
     "pinning": lambda d, c: torch.ones(3, device=d).pin_memory(),
-    "a generator of the CPU": lambda d, c: torch.empty(3, device=d).bernoulli_(
-        0.5, generator=torch.Generator(c)
+    "a generator of the CPU": (
+        lambda d, c: torch.empty(3, device=d).bernoulli_(0.5, generator=torch.Generator(c))
     ),
 }
-"""What CUDA's kernels and Python bindings refuse, which torch's simulation of shapes does not know."""
+"""What CUDA's kernels and Python bindings refuse, which torch's simulation of shapes does not know.
+"""
 
 
 def fake(operation):
@@ -274,7 +289,10 @@ def test_a_model_trains_there_to_the_bits_of_the_cpu(family):
 
 
 def test_a_child_process_finds_it_as_it_finds_real_devices(tmp_path):
-    code = "import torch; x = torch.ones(2, device='twin:0'); print(torch.accelerator.current_accelerator(), (x + x).cpu().tolist())"
+    code = (
+        "import torch; x = torch.ones(2, device='twin:0');"
+        " print(torch.accelerator.current_accelerator(), (x + x).cpu().tolist())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=twin.autoload(tmp_path),

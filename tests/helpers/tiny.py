@@ -1,4 +1,6 @@
-"""Tiny things built in memory: a tokenizer of about 200 tokens, three backbones, a teacher folder, a data folder and a recipe."""
+"""Tiny things built in memory: a tokenizer of about 200 tokens, three backbones, a teacher folder,
+a data folder and a recipe.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ SHAPE = {
 
 
 def tokenizer(*, end: bool = False) -> Tokenizer:
-    """A WordPiece tokenizer that puts `[CLS]` before and `[SEP]` behind a text, or with `end` only `[SEP]` behind it."""
+    """A WordPiece tokenizer that puts `[CLS]` before and `[SEP]` behind a text, or with `end` only
+    `[SEP]` behind it.
+    """
     pieces = [
         *SPECIAL,
         *COMMON,
@@ -129,7 +133,9 @@ def config(family: str, *, layers: int = 2) -> dict[str, Any]:
 
 
 def backbone(family: str, *, seed: int = 0, layers: int = 2) -> PreTrainedModel:
-    """A random backbone on the packed stream, with weights large enough that every part shows in the output."""
+    """A random backbone on the packed stream, with weights large enough that every part shows in
+    the output.
+    """
     torch.manual_seed(seed)
     fields = {
         key: value for key, value in config(family, layers=layers).items() if key != "model_type"
@@ -223,7 +229,9 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def write_data(root: Path, *, seed: int = 0) -> Path:
-    """Write a data folder with every kind of rows, and an evaluation set of each kind that the job scores."""
+    """Write a data folder with every kind of rows, and an evaluation set of each kind that the job
+    scores.
+    """
     rng, topics = np.random.default_rng(seed), list(TOPICS)
 
     def about(n: int) -> str:

@@ -1,7 +1,8 @@
-"""A tiny model of every text family that transformers has, and what becomes of it here: packed, padded, in equal lengths, or refused.
+"""A tiny model of every text family that transformers has, and what becomes of it here: packed,
+padded, in equal lengths, or refused.
 
-python tests/helpers/tiny_families.py            # measures all and writes the lists of docs/families.md
-python tests/helpers/tiny_families.py llama t5   # some of them, with figures
+python tests/helpers/tiny_families.py # measures all and writes the lists of docs/families.md python
+tests/helpers/tiny_families.py llama t5 # some of them, with figures
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from taskdistill.types import Pooling
 WIDTH = 32
 WINDOW = 8
 LENGTHS = (9, 3, 9, 40, 33, 150)
-"""Tokens of the texts: below the window of 8, some windows long, and longer than two blocks of queries."""
+"""Tokens of the texts: below the window of 8, some windows long, and longer than two blocks of
+queries.
+"""
 
 
 def each(names: str, value: Any) -> dict[str, Any]:
@@ -39,7 +42,9 @@ def each(names: str, value: Any) -> dict[str, Any]:
 
 
 def sections(*sizes: int) -> dict[str, Any]:
-    """Rotary positions of a model of pictures and texts, whose frequencies are dealt out to several axes."""
+    """Rotary positions of a model of pictures and texts, whose frequencies are dealt out to several
+    axes.
+    """
     return {
         "rope_parameters": {"rope_type": "default", "mrope_section": list(sizes), "rope_theta": 1e4}
     }
@@ -47,25 +52,29 @@ def sections(*sizes: int) -> dict[str, Any]:
 
 SIZES: dict[str, Any] = {
     **each(
-        "hidden_size d_model n_embd dim embedding_size emb_dim model_dim word_embed_proj_dim embedding_dim",
+        "hidden_size d_model n_embd dim embedding_size emb_dim model_dim word_embed_proj_dim"
+        " embedding_dim",
         WIDTH,
     ),
     **each("lru_width attention_hidden_size decoder_hidden_size mamba_intermediate_size", WIDTH),
     **each(
-        "intermediate_size ffn_dim d_ff n_inner hidden_dim encoder_ffn_dim decoder_ffn_dim d_inner dff",
+        "intermediate_size ffn_dim d_ff n_inner hidden_dim encoder_ffn_dim decoder_ffn_dim"
+        " d_inner dff",
         48,
     ),
     **each("ffn_hidden_size feed_forward_size dim_ff", 48),
     **each("num_hidden_layers n_layer n_layers num_layers", 4),
     **each("encoder_layers decoder_layers num_decoder_layers num_encoder_layers", 2),
     **each(
-        "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads",
+        "num_attention_heads n_head n_heads num_heads encoder_attention_heads"
+        " decoder_attention_heads",
         4,
     ),
     **each("max_position_embeddings n_positions n_ctx max_sequence_length max_seq_len", 512),
     **each("num_experts num_local_experts n_routed_experts moe_num_experts", 4),
     **each(
-        "num_experts_per_tok num_experts_per_token top_k_experts moe_k num_key_value_heads linear_num_key_heads",
+        "num_experts_per_tok num_experts_per_token top_k_experts moe_k num_key_value_heads"
+        " linear_num_key_heads",
         2,
     ),
     **each(
@@ -73,11 +82,13 @@ SIZES: dict[str, Any] = {
         16,
     ),
     **each(
-        "kv_channels d_kv kv_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim head_dim dim_head d_head",
+        "kv_channels d_kv kv_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim head_dim"
+        " dim_head d_head",
         8,
     ),
     **each(
-        "mamba_d_state state_size ssm_state_size mamba_d_head mamba_n_heads mamba_num_heads mamba_head_dim",
+        "mamba_d_state state_size ssm_state_size mamba_d_head mamba_n_heads mamba_num_heads"
+        " mamba_head_dim",
         8,
     ),
     **each(
@@ -86,7 +97,8 @@ SIZES: dict[str, Any] = {
     ),
     **each("n_group topk_group n_shared_experts first_k_dense_replace", 1),
     **each(
-        "sliding_window attention_chunk_size window_size local_attn_chunk_length lsh_attn_chunk_length",
+        "sliding_window attention_chunk_size window_size local_attn_chunk_length"
+        " lsh_attn_chunk_length",
         WINDOW,
     ),
     **each("chunk_size mamba_chunk_size", 16),
@@ -123,34 +135,50 @@ OWN: dict[str, dict[str, Any]] = {
     "bamba": MAMBA,
     "beam": {"num_experts": 8, "n_group": 2},
     "canine": {"num_hash_buckets": 64, "upsampling_kernel_size": 4},
-    "cohere_compass_text": WINDOWED
-    | {
-        "rope_parameters": each(
-            "sliding_attention full_attention", {"rope_type": "default", "rope_theta": 1e4}
-        )
-    },
+    "cohere_compass_text": (
+        WINDOWED
+        | {
+            "rope_parameters": each(
+                "sliding_attention full_attention", {"rope_type": "default", "rope_theta": 1e4}
+            )
+        }
+    ),
     "cosmos3_edge_text": sections(1, 1, 2),
     "dbrx": {
         "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "embedding_gemma2_text": WINDOWED
-    | {"global_head_dim": 16, "num_global_key_value_heads": 2, "hidden_size_per_layer_input": 8},
+    "embedding_gemma2_text": (
+        WINDOWED
+        | {
+            "global_head_dim": 16,
+            "num_global_key_value_heads": 2,
+            "hidden_size_per_layer_input": 8,
+        }
+    ),
     "ernie4_5_moe": {"moe_layer_end_index": 3},
     "esmc": {"num_key_value_heads": 4},
     "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
     "fsmt": {"src_vocab_size": 160, "tgt_vocab_size": 160},
     "funnel": {"block_sizes": [2, 2], "architectures": ["FunnelModel"]},
-    "gemma3n_text": WINDOWED
-    | {
-        "vocab_size_per_layer_input": 160,
-        "hidden_size_per_layer_input": 8,
-        "num_kv_shared_layers": 0,
-        "laurel_rank": 8,
-    }
-    | {"activation_sparsity_pattern": None},
-    "gemma4_text": WINDOWED
-    | {"vocab_size_per_layer_input": 160, "hidden_size_per_layer_input": 8, "global_head_dim": 8},
+    "gemma3n_text": (
+        WINDOWED
+        | {
+            "vocab_size_per_layer_input": 160,
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 0,
+            "laurel_rank": 8,
+        }
+        | {"activation_sparsity_pattern": None}
+    ),
+    "gemma4_text": (
+        WINDOWED
+        | {
+            "vocab_size_per_layer_input": 160,
+            "hidden_size_per_layer_input": 8,
+            "global_head_dim": 8,
+        }
+    ),
     "glm4v_moe_text": SECTIONS | sections(1, 1, 2),
     "glm4v_text": SECTIONS | sections(2, 3, 3),
     "glm5_next_text": {"qk_rope_head_dim": 0},
@@ -181,23 +209,25 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen2_vl_text": sections(1, 1, 2),
     "qwen3": WINDOWED | {"use_sliding_window": True},
     "qwen3_moe": {"use_sliding_window": True},
-    "qwen4_exp_text": {
-        "layer_types": ["linear_attention", "indexed_attention"] * 2,
-        "indexer_n_heads": 2,
-        "indexer_kv_heads": 1,
-    }
-    | {
-        "indexer_head_dim": 8,
-        "indexer_budget": 16,
-        "indexer_compress_ratio": 4,
-        "hc_count": 2,
-        "hc_lowrank": 8,
-    }
-    | {
-        "ngram_vocab_size_base": 50,
-        "make_ngram_vocab_size_divisible_by": 8,
-        "split_ngram_parts": 1,
-    },
+    "qwen4_exp_text": (
+        {
+            "layer_types": ["linear_attention", "indexed_attention"] * 2,
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+        }
+        | {
+            "indexer_head_dim": 8,
+            "indexer_budget": 16,
+            "indexer_compress_ratio": 4,
+            "hc_count": 2,
+            "hc_lowrank": 8,
+        }
+        | {
+            "ngram_vocab_size_base": 50,
+            "make_ngram_vocab_size_divisible_by": 8,
+            "split_ngram_parts": 1,
+        }
+    ),
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"] * 2},
     "roc_bert": {"pronunciation_vocab_size": 160, "shape_vocab_size": 160},
     "starcoder2": {"sliding_window": WINDOW},
@@ -250,7 +280,9 @@ def text_families() -> list[str]:
 
 
 def config(kind: str, **changes: Any) -> dict[str, Any]:
-    """A family's configuration at 32 dimensions, with windows and chunks of 8 tokens wherever it has such things."""
+    """A family's configuration at 32 dimensions, with windows and chunks of 8 tokens wherever it
+    has such things.
+    """
     made = CONFIG_MAPPING[kind]
     fields = {field.name: field.default for field in dataclasses.fields(made)}
     other_names = getattr(made, "attribute_map", None) or {}
@@ -356,7 +388,9 @@ def study(kind: str) -> Outcome:
 
 
 def gradient_difference(kind: str, lengths: tuple[int, ...] = (9, 3, 9, 40)) -> float:
-    """The largest difference between the gradients of a batch and those of its texts by themselves, as a share of the largest gradient."""
+    """The largest difference between the gradients of a batch and those of its texts by themselves,
+    as a share of the largest gradient.
+    """
     made, ids = backbone(kind), texts(lengths)
     without_dropout(made)
     weights = [torch.linspace(-1, 1, len(text) * WIDTH * 2).reshape(len(text), -1) for text in ids]

@@ -1,4 +1,6 @@
-"""The two backbones of the published recipes as the Hub has them: every file in its form, the whole vocabulary, a narrow body."""
+"""The two backbones of the published recipes as the Hub has them: every file in its form, the whole
+vocabulary, a narrow body.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ ROWS = {"qwen3": 151_936, "eurobert": 128_256}
 IDS = {"qwen3": 151_669, "eurobert": 128_256}
 """Ids of the tokenizer; Qwen3's table has more rows than that."""
 
-QWEN3_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN3_MARKS = (
     *(
         "<|endoftext|>",
@@ -129,7 +134,8 @@ def write(
     body: dict[str, Any] | None = None,
     ids: int | None = None,
 ) -> Path:
-    """Write a backbone: configuration, bfloat16 weights with the head that the Hub's have, tokenizer, and modules that leave a trace.
+    """Write a backbone: configuration, bfloat16 weights with the head that the Hub's have,
+    tokenizer, and modules that leave a trace.
 
     `body` and `ids` give it another shape and another number of tokens.
     """
@@ -181,7 +187,9 @@ def write(
 
 
 def tokenizer(family: str, ids: int | None = None) -> dict[str, Any]:
-    """A byte-level BPE tokenizer of the family's size, steps and marks; its merges join bytes to pairs and pairs to triples."""
+    """A byte-level BPE tokenizer of the family's size, steps and marks; its merges join bytes to
+    pairs and pairs to triples.
+    """
     marks = QWEN3_MARKS if family == "qwen3" else EUROBERT_MARKS
     count = (ids or IDS[family]) - len(marks)
     letters = sorted(

@@ -1,4 +1,6 @@
-"""Repositories of the published jina-v5 layout at a tiny size, written and computed with plain transformers and peft."""
+"""Repositories of the published jina-v5 layout at a tiny size, written and computed with plain
+transformers and peft.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def tiny_tokenizer(*, end: bool = True) -> Tokenizer:
 
 
 def tiny_backbone(family: str, *, seed: int = 0, vocab_size: int = 320) -> torch.nn.Module:
-    """A random backbone of either family, with weights large enough that every part shows in the output."""
+    """A random backbone of either family, with weights large enough that every part shows in the
+    output.
+    """
     torch.manual_seed(seed)
     shape = {
         "vocab_size": vocab_size,
@@ -78,7 +82,9 @@ def write_repository(
     dtype: torch.dtype = torch.float32,
     end: bool = True,
 ) -> Path:
-    """Write a combined repository as section 2.7 describes it, `*.py` files that must never run included."""
+    """Write a combined repository as section 2.7 describes it, `*.py` files that must never run
+    included.
+    """
     model = tiny_backbone(family)
     folder.mkdir(parents=True)
     weights = {

@@ -1,4 +1,6 @@
-"""The main job on tiny things: run here, or in a child process that kills itself at a chosen moment."""
+"""The main job on tiny things: run here, or in a child process that kills itself at a chosen
+moment.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,8 @@ def weights(out: Path) -> dict[str, str]:
 def child(raw: dict[str, Any], out: str, kind: str, moment: float) -> None:
     """Run until the process kills itself: at a sync, at a line of the log, or after some seconds.
 
-    A kill at a sync falls between the steps of writing a folder: files written, manifest written, renamed, old ones removed.
+    A kill at a sync falls between the steps of writing a folder: files written, manifest written,
+    renamed, old ones removed.
     """
     left = [moment]
 

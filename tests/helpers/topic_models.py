@@ -1,6 +1,8 @@
-"""Small models that know what a word is about: the vectors of a topic's words lie around one direction, with noise.
+"""Small models that know what a word is about: the vectors of a topic's words lie around one
+direction, with noise.
 
-A teacher knows it well, a student half: what a student gains in training can be measured in seconds.
+A teacher knows it well, a student half: what a student gains in training can be measured in
+seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def letters_tokenizer() -> Tokenizer:
-    """Another tokenizer of the same words: each word whole, but in another order, without marks around a text."""
+    """Another tokenizer of the same words: each word whole, but in another order, without marks
+    around a text.
+    """
     words = sorted({*tiny.WORDS, *tiny.COMMON, *tiny.OTHER}, reverse=True)
     vocabulary = {piece: i for i, piece in enumerate(["[UNK]", "[PAD]", *words])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -96,7 +100,9 @@ def write_vectors(folder: Path, teacher: Path, texts: list[str]) -> Path:
 
 
 def separation(model: Path | Encoder, *, seed: int = 9, count: int = 160) -> float:
-    """How well a model tells topics apart: the mean cosine within a topic minus that between topics, over their spread."""
+    """How well a model tells topics apart: the mean cosine within a topic minus that between
+    topics, over their spread.
+    """
     encoder = model if isinstance(model, Encoder) else Encoder.load(model, threads=1)
     rng, topics = np.random.default_rng(seed), list(tiny.TOPICS)
     texts = [tiny.sentence(topics[n % len(topics)], rng) for n in range(count)]

@@ -1,7 +1,9 @@
-"""Twenty steps of every phase with a vocabulary of 30,000 tokens, by one process or by several that share the batches.
+"""Twenty steps of every phase with a vocabulary of 30,000 tokens, by one process or by several that
+share the batches.
 
-`CASES` are run by `run_case`, in this process with `ALONE` or in children that `process_child.run(size,
-"trajectories", OUT)` starts once for all of them; what they return is compared number by number.
+`CASES` are run by `run_case`, in this process with `ALONE` or in children that
+`process_child.run(size, "trajectories", OUT)` starts once for all of them; what they return is
+compared number by number.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ VOCABULARY = 30_000
 STEPS = 20
 WIDTH, TEACHER, DIMS = 16, 12, (4, 8, 16)
 OFTEN = 400
-"""Words that texts often share; the others are looked up by one text in twenty steps, so most rows of a step are new."""
+"""Words that texts often share; the others are looked up by one text in twenty steps, so most rows
+of a step are new.
+"""
 SKIPPED = 8
 """Step whose loss is not finite in the cases that skip one."""
 SHORT = {
@@ -67,7 +71,8 @@ SHORT = {
     12: ("backward", 0),
     15: ("backward", -1),
 }
-"""Step to the place where memory runs out in the cases in which it does, and the process on which."""
+"""Step to the place where memory runs out in the cases in which it does, and the process on which.
+"""
 FEW = {step: place for step, place in SHORT.items() if place[0] != "middle forward"}
 """The same, for batches of which a process has one micro-batch."""
 STAYS = 300
@@ -94,7 +99,9 @@ class Case:
     stays: bool = False
     """Whether some rows of the token table stay."""
     slow: float = 0.0
-    """Seconds for which the first process writes a checkpoint, and scores the model before the first step, while the others wait."""
+    """Seconds for which the first process writes a checkpoint, and scores the model before the
+    first step, while the others wait.
+    """
 
 
 EVERY_STAGE_1_TERM = {
@@ -234,8 +241,9 @@ def cases() -> Iterator[Case]:
 CORE = ("stage1, by parts, twice, none", "stage1, every term, full", "retrieval, every term")
 """What two processes run in every test run; the others are slow together."""
 FEW_CASES = ("stage1, every term, none", "long, cached, full")
-"""What three processes run in every test run: with `CORE` every phase, terms that need the whole batch and such as need only a part of it,
-whole and divided weights, batches that are run once and twice, and memory that runs out at each place.
+"""What three processes run in every test run: with `CORE` every phase, terms that need the whole
+batch and such as need only a part of it, whole and divided weights, batches that are run once
+and twice, and memory that runs out at each place.
 """
 
 
@@ -409,10 +417,11 @@ def spoilt(job: Phase) -> Phase:
 
 
 class Memory:
-    """Runs out once at each of some steps, at one place, on one process; one process alone has enough.
+    """Runs out once at each of some steps, at one place, on one process; one process alone has
+    enough.
 
-    At a place `always ...` it runs out whenever that place is reached in the step; at a place `other ...` the failure
-    is another one.
+    At a place `always ...` it runs out whenever that place is reached in the step; at a place
+    `other ...` the failure is another one.
     """
 
     def __init__(self, case: Case, processes: ProcessGroup) -> None:
@@ -471,7 +480,9 @@ class Memory:
             torch.optim.AdamW.step, fsdp._Allocates.allocate = update, allocate
 
     def watch(self, model: TransformerModel) -> None:
-        """Let the attention of the second layer fail, in a pass of the base, or forward, or back."""
+        """Let the attention of the second layer fail, in a pass of the base, or forward,
+        or back.
+        """
         layer = (
             model.backbone.encoder.layer[1]
             if self.case.family == "bert"
@@ -501,7 +512,8 @@ def run_case(
     """Run a case.
 
     Returns:
-        losses, norms and so on, one a step, the whole weights at the end, and how often memory ran out.
+        losses, norms and so on, one a step, the whole weights at the end, and how often memory ran
+        out.
     """
     model, records = big_student(case.family, case.dtype), list[dict[str, Any]]()
     job = spoilt(job_of(case, model)) if case.skips else job_of(case, model)

@@ -1,29 +1,41 @@
-"""A pretend accelerator named `twin`: tensors that live on the CPU, say that they do not, and refuse to meet tensors that are really there.
+"""A pretend accelerator named `twin`: tensors that live on the CPU, say that they do not, and
+refuse to meet tensors that are really there.
 
-Importing this module registers the device in this process, so that `torch.device("twin:0")` exists and tensors can be put there. It is no
-*available* accelerator, which `device: auto` would choose, until `present()` (or `attach()`, for the rest of the process) says so. A child
-process imports the module, or finds it by itself through the entry point that `autoload(folder)` writes: that is how torch finds the
-packages of real devices outside its tree.
+Importing this module registers the device in this process, so that `torch.device("twin:0")` exists
+and tensors can be put there. It is no *available* accelerator, which `device: auto` would choose,
+until `present()` (or `attach()`, for the rest of the process) says so. A child process imports the
+module, or finds it by itself through the entry point that `autoload(folder)` writes: that is how
+torch finds the packages of real devices outside its tree.
 
 What is checked, and where the rule comes from:
-- Two devices in one operation. Which operators torch's own code generator checks on CUDA (`device_check` in native_functions.yaml, which
-  ships with torch) decides: operators with the check take no CPU tensor at all, not even a scalar; operators of TensorIterator take one CPU
-  scalar of no dimension among their inputs, never as an output (TensorIterator::compute_types). tests/helpers/test_twin.py compares the refusals
-  with those of torch's FakeTensor for `cuda`.
-- Indexing takes indices of the CPU for a tensor of the device, not the other way round; a value put there may be one CPU scalar.
-- Fused AdamW wants its step counters on the device. `torch.equal`, `cat`, `stack`, `mm`, `index_select`, `out=` and so on want one device.
-- `.numpy()` and `np.asarray` are refused; `.cpu()`, `.item()` and `.tolist()` copy; `torch.from_numpy` makes tensors of the CPU.
-- A generator belongs to a device: twin tensors draw from a generator of the twin only. `bernoulli_` and the like draw the CPU's numbers.
+- Two devices in one operation. Which operators torch's own code generator checks on CUDA
+  (`device_check` in native_functions.yaml, which ships with torch) decides: operators with the
+  check take no CPU tensor at all, not even a scalar; operators of TensorIterator take one CPU
+  scalar of no dimension among their inputs, never as an output (TensorIterator::compute_types).
+  tests/helpers/test_twin.py compares the refusals with those of torch's FakeTensor for `cuda`.
+- Indexing takes indices of the CPU for a tensor of the device, not the other way round; a value put
+  there may be one CPU scalar.
+- Fused AdamW wants its step counters on the device. `torch.equal`, `cat`, `stack`, `mm`,
+  `index_select`, `out=` and so on want one device.
+- `.numpy()` and `np.asarray` are refused; `.cpu()`, `.item()` and `.tolist()` copy;
+  `torch.from_numpy` makes tensors of the CPU.
+- A generator belongs to a device: twin tensors draw from a generator of the twin only. `bernoulli_`
+  and the like draw the CPU's numbers.
 - `.to(device)` of a module keeps its Parameter objects, as on CUDA, and `.data =` crosses devices.
-- A copy to the CPU with `non_blocking=True` holds garbage until `torch.twin.synchronize()` or another copy that waits.
+- A copy to the CPU with `non_blocking=True` holds garbage until `torch.twin.synchronize()` or
+  another copy that waits.
 - `pin_memory` gives a copy that says so, of CPU tensors only.
-- Memory: `torch.twin.mem_get_info()`, with `limit_memory()`; a tensor larger than what is free raises torch.OutOfMemoryError.
-- `torch.autocast("twin")` casts what CUDA's does (autocast_mode.h), as far as this package's models use it.
+- Memory: `torch.twin.mem_get_info()`, with `limit_memory()`; a tensor larger than what is free
+  raises torch.OutOfMemoryError.
+- `torch.autocast("twin")` casts what CUDA's does (autocast_mode.h), as far as this package's models
+  use it.
 
-What it cannot show: other results of other kernels (matrix products of a card, TF32, flash attention: operators run on the CPU, so results
-are the CPU's bits), streams and races between them, NCCL, peer-to-peer copies, out of memory in the middle of a kernel, CUDA graphs,
-several devices, `torch.compile`. In-place operators that change a tensor's shape are refused (`resize_`, `t_`, `set_`).
-A CPU tensor that draws from a twin's generator is not noticed. Not checked against a card: see the notes at `CAST_LOW` and `_pending`.
+What it cannot show: other results of other kernels (matrix products of a card, TF32, flash
+attention: operators run on the CPU, so results are the CPU's bits), streams and races between them,
+NCCL, peer-to-peer copies, out of memory in the middle of a kernel, CUDA graphs, several devices,
+`torch.compile`. In-place operators that change a tensor's shape are refused (`resize_`, `t_`,
+`set_`). A CPU tensor that draws from a twin's generator is not noticed. Not checked against a card:
+see the notes at `CAST_LOW` and `_pending`.
 """
 
 from __future__ import annotations
@@ -54,7 +66,9 @@ INDEXING = {
     "_unsafe_index_put",
 }
 ANY_VALUE = {"fill_", "fill", "masked_fill", "masked_fill_", "index_fill", "index_fill_"}
-"""TensorIterator's operators of which only the argument `value` may be a CPU scalar; their mask or index may not."""
+"""TensorIterator's operators of which only the argument `value` may be a CPU scalar; their mask or
+index may not.
+"""
 RESHAPES_ITSELF = {
     "resize_",
     "t_",
@@ -81,7 +95,9 @@ CAST_LOW = (
     "linalg_vecdot",
     "prelu",
 )
-"""Operators that CUDA's autocast runs in the low precision (convolutions and recurrent cells are left out: no model here has any)."""
+"""Operators that CUDA's autocast runs in the low precision (convolutions and recurrent cells are
+left out: no model here has any).
+"""
 CAST_HIGH = (
     "layer_norm",
     "native_layer_norm",
@@ -108,7 +124,9 @@ CAST_HIGH += (
 
 
 class _Module:
-    """What `torch.twin` is: the functions that torch expects of a device, and those that CUDA has beside them."""
+    """What `torch.twin` is: the functions that torch expects of a device, and those that CUDA has
+    beside them.
+    """
 
     def __init__(self) -> None:
         self.available = False
@@ -183,7 +201,9 @@ class _GeneratorType(type(torch._C.Generator)):  # type: ignore[misc]
 
 
 class Generator(torch._C.Generator, metaclass=_GeneratorType):
-    """torch.Generator, which makes generators of the twin as well; those draw what a CPU's of the same seed draws."""
+    """torch.Generator, which makes generators of the twin as well; those draw what a CPU's of the
+    same seed draws.
+    """
 
     def __new__(cls, device: Any = "cpu") -> Any:
         place = torch.device(device)
@@ -204,11 +224,14 @@ class Generator(torch._C.Generator, metaclass=_GeneratorType):
 
 
 _generators = set[int]()
-"""Addresses of the twin's generators: an operator gets another Python object around the same one."""
+"""Addresses of the twin's generators: an operator gets another Python object around the same one.
+"""
 torch.Generator = Generator  # type: ignore[misc, assignment]
 _default_generator = Generator(NAME)
 _pending: list[tuple[torch.Tensor, torch.Tensor]] = []
-"""Copies to the CPU that nobody has waited for: target and what it will hold. On a card their order follows the stream; here all end together."""
+"""Copies to the CPU that nobody has waited for: target and what it will hold. On a card their order
+follows the stream; here all end together.
+"""
 
 
 class Twin(torch.Tensor):
@@ -238,7 +261,8 @@ class Twin(torch.Tensor):
         if force:
             return self.detach().cpu().numpy()
         raise TypeError(
-            "can't convert twin:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+            "can't convert twin:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor"
+            " to host memory first."
         )
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
@@ -272,7 +296,9 @@ class Twin(torch.Tensor):
 
 
 def _checked() -> dict[str, bool]:
-    """Read which operators torch checks on CUDA for one device: full name to whether it is checked by the generated code."""
+    """Read which operators torch checks on CUDA for one device: full name to whether it is checked
+    by the generated code.
+    """
     text = (
         Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
     ).read_text("utf-8")
@@ -340,8 +366,9 @@ def _meet(operator: _Operator, tensors: Sequence[tuple[str, bool, torch.Tensor]]
 
     def refuse(argument: str) -> None:
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but got {argument} is on cpu, different from other tensors on twin:0 "
-            f"(when checking argument in method wrapper_{NAME}_{full})"
+            f"Expected all tensors to be on the same device, but got {argument} is on cpu,"
+            " different from other tensors on twin:0 (when checking argument in method"
+            f" wrapper_{NAME}_{full})"
         )
 
     if base in INDEXING:
@@ -383,7 +410,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _meet(operator, tensors)
     if base in RESHAPES_ITSELF:
         raise NotImplementedError(
-            f"the pretend device does not change shapes in place ({base}); use the operator without underscore"
+            f"the pretend device does not change shapes in place ({base}); use the operator without"
+            " underscore"
         )
     target = kwargs.get("device")
     twins = [tensor for _, _, tensor in tensors if isinstance(tensor, Twin)]
@@ -433,7 +461,8 @@ def _wrap(value: Any, known: dict[int, Twin]) -> Any:
     if id(value) in known:
         if _layout(known[id(value)]) != _layout(value):
             raise NotImplementedError(
-                "an operator changed the shape of its `out`, which the pretend device cannot follow; give it the right shape"
+                "an operator changed the shape of its `out`, which the pretend device cannot"
+                " follow; give it the right shape"
             )
         return known[id(value)]
     if value.untyped_storage().nbytes() > module.mem_get_info()[0]:
@@ -524,7 +553,9 @@ def _attention(
 
 
 def _silu_backward(grad_output: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Cards have a kernel for this one; without one of its own, torch would compose it of other operators."""
+    """Cards have a kernel for this one; without one of its own, torch would compose it of other
+    operators.
+    """
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.aten.silu_backward.default(grad_output, own)
 
@@ -556,7 +587,9 @@ _compatible.__annotations__ = {
 
 
 def _set_data(own: torch.Tensor, value: torch.Tensor) -> None:
-    """Do what `tensor.data = value` does on CUDA, where both devices share one kind of tensor: the object stays, its content changes."""
+    """Do what `tensor.data = value` does on CUDA, where both devices share one kind of tensor: the
+    object stays, its content changes.
+    """
     if not isinstance(own, Twin) and not isinstance(value, Twin):
         _plain_data.__set__(own, value)
         return
@@ -655,7 +688,9 @@ def limit_memory(free: int) -> Iterator[None]:
 
 
 def autoload(folder: Path) -> dict[str, str]:
-    """Write the entry point through which `import torch` finds this module, and give the environment of a child process that uses it."""
+    """Write the entry point through which `import torch` finds this module, and give the
+    environment of a child process that uses it.
+    """
     info = folder / "twin-1.0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: twin\nVersion: 1.0\n")

@@ -37,7 +37,8 @@ class Case:
     setup: str | None = None
     """A command that is run before."""
     occupied: Callable[[Path], None] | None = None
-    """Puts somebody's things at the target, where a command that changes something has it already."""
+    """Puts somebody's things at the target, where a command that changes something has it already.
+    """
 
 
 ENCODE = "encode {home}/model {home}/texts.jsonl --task retrieval --quiet"
@@ -80,24 +81,28 @@ CASES: dict[str, Case] = {
         "index {home}/model {home}/more.jsonl --out {box}/index --quiet", "index", ("index",)
     ),
     "search tune": Case(
-        "search tune {box}/index --dev {home}/data/retrieval/qa-dev --dims 16,32 --oversample 2 --no-refine --quiet",
+        "search tune {box}/index --dev {home}/data/retrieval/qa-dev --dims 16,32 --oversample 2"
+        " --no-refine --quiet",
         "index",
         ("index",),
     ),
     "migrate": Case(
-        "migrate {home}/index {home}/other --dev {home}/data/retrieval/qa-dev --out {box}/out --threshold 0 --map procrustes --quiet",
+        "migrate {home}/index {home}/other --dev {home}/data/retrieval/qa-dev --out {box}/out"
+        " --threshold 0 --map procrustes --quiet",
         "out",
         again=2,
     ),
     "migrate state": Case("migrate state {box}/migration --to old", "migration", ("migration",)),
     "adapt": Case(
-        "adapt {box}/model {home}/rows.csv --task classification --name mine --set steps=2 --set batch_size=4 --quiet",
+        "adapt {box}/model {home}/rows.csv --task classification --name mine --set steps=2 --set"
+        " batch_size=4 --quiet",
         "model",
         ("model",),
         again=2,
     ),
     "shrink": Case(
-        "shrink {home}/other --texts {home}/texts.jsonl --out {box}/out --layers 1 --sample 8 --quiet",
+        "shrink {home}/other --texts {home}/texts.jsonl --out {box}/out --layers 1 --sample 8"
+        " --quiet",
         "out",
         again=2,
     ),
@@ -149,7 +154,9 @@ def home(tmp_path_factory):
     more = [
         {
             "_id": f"m{n}",
-            "text": f"a {tiny.WORDS[n % 96]} near the {tiny.WORDS[(7 * n + 1) % 96]} by {n % 5} ships",
+            "text": (
+                f"a {tiny.WORDS[n % 96]} near the {tiny.WORDS[(7 * n + 1) % 96]} by {n % 5} ships"
+            ),
         }
         for n in range(100)
     ]
@@ -167,7 +174,8 @@ def home(tmp_path_factory):
     assert command(f"index {home}/model {home}/corpus.jsonl --out {home}/index --bm25 --quiet") == 0
     assert (
         command(
-            f"migrate {home}/index {home}/other --dev {home}/data/retrieval/qa-dev --out {home}/migration --threshold 0 --map procrustes --quiet"
+            f"migrate {home}/index {home}/other --dev {home}/data/retrieval/qa-dev --out"
+            f" {home}/migration --threshold 0 --map procrustes --quiet"
         )
         == 0
     )
@@ -183,7 +191,9 @@ def command(line: str) -> int:
 
 
 def tree(root: Path) -> Tree:
-    """Mode, time and content of everything below a folder; folders have no time, which changes with what is in them."""
+    """Mode, time and content of everything below a folder; folders have no time, which changes with
+    what is in them.
+    """
     found: Tree = {}
     for path in sorted(root.rglob("*")):
         status = path.lstat()
@@ -270,9 +280,24 @@ def lay(folder: Path, outside: Path, name_of_target: str = "out") -> set[str]:
 
 
 OUR_NAMES = (
-    "segments/day1/take1.mp4", "deletes/old.npy", "bm25/notes/x", "phases/stage1/mine.txt", "checkpoints/stage1/mine.txt", "shards/mine.npy", "cache/mine.json",
-    "model/mine.txt", "students/mine/x", "recipe.yaml", "log.jsonl", "results.json", "report.html", "metrics.json", "job.json", "probe.json", "map.npz",
-)  # fmt: skip
+    "segments/day1/take1.mp4",
+    "deletes/old.npy",
+    "bm25/notes/x",
+    "phases/stage1/mine.txt",
+    "checkpoints/stage1/mine.txt",
+    "shards/mine.npy",
+    "cache/mine.json",
+    "model/mine.txt",
+    "students/mine/x",
+    "recipe.yaml",
+    "log.jsonl",
+    "results.json",
+    "report.html",
+    "metrics.json",
+    "job.json",
+    "probe.json",
+    "map.npz",
+)
 """Files with names that some command gives, as somebody else might."""
 
 

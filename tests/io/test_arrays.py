@@ -1,4 +1,6 @@
-"""An index folder holds what the index wrote and what somebody else put there: only the former is ever changed or removed."""
+"""An index folder holds what the index wrote and what somebody else put there: only the former is
+ever changed or removed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def documents(start=0, stop=12):
 
 
 def lay(folder, *, parts=("segments", "deletes", "bm25")):
-    """Put a person's files of many kinds into a folder and the folders of an index in it; returns what was laid."""
+    """Put a person's files of many kinds into a folder and the folders of an index in it; returns
+    what was laid.
+    """
     outside = folder.parent / "outside"
     (outside / "inner").mkdir(parents=True, exist_ok=True)
     (outside / "thesis.txt").write_text("years of work")
@@ -149,9 +153,13 @@ def test_a_folder_with_somebodys_files_is_refused_before_anything_is_touched(tmp
 def test_a_single_file_is_enough(tmp_path, name, kind):
     (tmp_path / "proj").mkdir()
     path = tmp_path / "proj" / name
-    path.write_text(
-        "mine"
-    ) if kind == "file" else path.mkdir() if kind == "folder" else path.symlink_to(tmp_path)
+    (
+        path.write_text("mine")
+        if kind == "file"
+        else path.mkdir()
+        if kind == "folder"
+        else path.symlink_to(tmp_path)
+    )
     before = tree(tmp_path) if kind != "link" else path.readlink()
     with pytest.raises(BadInput):
         build_index(FakeEncoder(), documents(), tmp_path / "proj")

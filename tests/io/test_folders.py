@@ -158,7 +158,9 @@ def test_folders_without_manifest(tmp_path):
         read_manifest(tmp_path / "none", "thing")
     with pytest.raises(
         BadInput,
-        match=r"has no taskdistill.json: it is not a taskdistill folder, or it was only half copied",
+        match=(
+            r"has no taskdistill.json: it is not a taskdistill folder, or it was only half copied"
+        ),
     ):
         read_manifest(tmp_path)
 
@@ -246,6 +248,9 @@ def test_names_are_suggested_and_packages_asked_for():
     require_extra("json", "x", "reading")
     with pytest.raises(
         BadInput,
-        match=r"reading needs the package 'no_such', which is not installed; run: pip install 'taskdistill\[extra\]'",
+        match=(
+            r"reading needs the package 'no_such', which is not installed; run: pip install"
+            r" 'taskdistill\[extra\]'"
+        ),
     ):
         require_extra("no_such", "extra", "reading")

@@ -1,4 +1,6 @@
-"""Whatever a manifest, a configuration or a recipe holds, it is read or refused in a sentence with the file's name: never a traceback, never a wait."""
+"""Whatever a manifest, a configuration or a recipe holds, it is read or refused in a sentence with
+the file's name: never a traceback, never a wait.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,8 @@ def check(folder, tmp_path, use, count, *, file=MANIFEST, sealed=True, least=0.2
             assert "\n" not in str(error), (way, other)
         except Exception as error:
             raise AssertionError(
-                f"{'.'.join(map(str, way))} = {'nothing' if gone else other!r}: {type(error).__name__}: {error}"
+                f"{'.'.join(map(str, way))} = {'nothing' if gone else other!r}:"
+                f" {type(error).__name__}: {error}"
             ) from error
         shutil.rmtree(tmp_path / str(number))
     assert refused >= least * count

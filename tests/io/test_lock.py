@@ -1,4 +1,6 @@
-"""The writer's lock: one holder, released by death, and never written through or over somebody's own file."""
+"""The writer's lock: one holder, released by death, and never written through or over somebody's
+own file.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +147,8 @@ def test_a_kill_at_any_call_leaves_a_lock_that_the_next_writer_takes(
             if unnamed:
                 assert not path.exists() or path.read_text() in (left, f"{pid} {HOST}")
             elif path.exists() and not path.read_bytes():
-                path.unlink()  # the one moment that is left where a file cannot be made before it is named
+                # the one moment that is left where a file cannot be made before it is named
+                path.unlink()
             with writer_lock(path):
                 assert path.read_text() == f"{os.getpid()} {HOST}"
             assert not path.exists()

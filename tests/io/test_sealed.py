@@ -1,4 +1,6 @@
-"""A sealed JSON file or a line of a log is believed only as it was written: every single flipped bit is refused."""
+"""A sealed JSON file or a line of a log is believed only as it was written: every single flipped
+bit is refused.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Write the folders kept here, in the present version of each format; run it only when a format's version number rises.
+"""Write the folders kept here, in the present version of each format; run it only when a format's
+version number rises.
 
-python tests/kept/write.py VERSION [NAME...]     all formats, or only those named: layouts, static, store, checkpoint, phase, index, shards
+python tests/kept/write.py VERSION [NAME...] all formats, or only those named: layouts, static,
+store, checkpoint, phase, index, shards
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Every loss against a value worked out by hand, against sentence-transformers, and against its own other ways of computing."""
+"""Every loss against a value worked out by hand, against sentence-transformers, and against its own
+other ways of computing.
+"""
 
 from __future__ import annotations
 

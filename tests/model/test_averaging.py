@@ -1,4 +1,6 @@
-"""Averaging two states of an adapter: by factors as files are averaged, or by the product that counts."""
+"""Averaging two states of an adapter: by factors as files are averaged, or by the product that
+counts.
+"""
 
 from __future__ import annotations
 

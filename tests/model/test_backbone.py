@@ -1,4 +1,6 @@
-"""Backbones: kept layers, RoPE theta, their own dropout off, and configurations that cannot be meant."""
+"""Backbones: kept layers, RoPE theta, their own dropout off, and configurations that cannot be
+meant.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def test_theta_without_rotary_positions_is_refused():
     assert rope_theta(backbone) is None
     with pytest.raises(
         BadInput,
-        match=r"rope_theta 5.0 has no effect: a bert backbone has no rotary positions; remove the key",
+        match=(
+            r"rope_theta 5.0 has no effect: a bert backbone has no rotary positions; remove the key"
+        ),
     ):
         set_rope_theta(backbone, 5.0)
 

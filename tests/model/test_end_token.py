@@ -1,4 +1,6 @@
-"""Last pooling finds an end-of-sequence token, also where the base's tokenizer appends none by itself (Qwen3-0.6B-Base)."""
+"""Last pooling finds an end-of-sequence token, also where the base's tokenizer appends none by
+itself (Qwen3-0.6B-Base).
+"""
 
 from __future__ import annotations
 

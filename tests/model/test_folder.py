@@ -1,4 +1,6 @@
-"""The model folder: what is written is what is read, and what is not whole or does not fit is refused."""
+"""The model folder: what is written is what is read, and what is not whole or does not fit is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def family(request) -> str:
 
 
 def made(family: str, tmp_path: Path) -> Model:
-    """A model with two adapters, a projection and, where there are rotary positions, a theta of its own."""
+    """A model with two adapters, a projection and, where there are rotary positions, a theta of its
+    own.
+    """
     source = tiny.write_tokenizer(tmp_path / "tokenizer", end=family != "bert")
     model = tiny.model(tiny.student(family), source, end=family != "bert")
     if family != "bert":
@@ -73,8 +77,14 @@ def test_a_folder_gives_back_every_bit(family, tmp_path):
     assert again.space_id == model.space_id == model.settings.space_id and len(again.space_id) == 32
     write_model(tmp_path / "second", again.model)
     assert read_model(tmp_path / "second").hash == again.model_hash
-    wanted = "1_Pooling 2_Normalize README.md adapters config.json config_sentence_transformers.json model.safetensors modules.json "
-    wanted += f"projection.safetensors sentence_bert_config.json {MANIFEST} tokenizer.json tokenizer_config.json"
+    wanted = (
+        "1_Pooling 2_Normalize README.md adapters config.json config_sentence_transformers.json"
+        " model.safetensors modules.json "
+    )
+    wanted += (
+        f"projection.safetensors sentence_bert_config.json {MANIFEST} tokenizer.json"
+        " tokenizer_config.json"
+    )
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == sorted(wanted.split())
 
 
@@ -166,7 +176,8 @@ def test_a_manifest_without_its_fields_is_refused_in_one_line(folder, change):
     reseal(folder, **change)
     refused(
         folder,
-        "(lacks a field or holds another type|needs a list of different names).*copy the folder again",
+        "(lacks a field or holds another type|needs a list of different names).*copy the folder"
+        " again",
     )
 
 

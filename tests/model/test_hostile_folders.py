@@ -1,4 +1,6 @@
-"""Model folders made to harm: refused with one message before anything is allocated or run (reliability cases 55 to 63)."""
+"""Model folders made to harm: refused with one message before anything is allocated or run
+(reliability cases 55 to 63).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ CANARY_CODE = "import pathlib; pathlib.Path({!r}).write_text('ran')\n"
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """One sound folder of each kind: ours, the same without manifest (any sentence-transformers folder), the jina layout."""
+    """One sound folder of each kind: ours, the same without manifest (any sentence-transformers
+    folder), the jina layout.
+    """
     root = tmp_path_factory.mktemp("sound")
     module = TransformerModel(tiny_backbone("qwen3"), Pooling.LAST)
     settings = ModelSettings(
@@ -144,7 +148,9 @@ def test_configuration_that_names_code(copy, change):
     ],
 )
 def test_a_family_of_transformers_runs_none_of_the_folders_code(copy, change, trusted):
-    """Hub folders of families that transformers has since learnt still name their modules; its own class stands in for them."""
+    """Hub folders of families that transformers has since learnt still name their modules; its own
+    class stands in for them.
+    """
     folder = copy("plain")
     expected = Encoder.load(folder, threads=1).encode(TEXTS)
     (folder / "evil.py").write_text(CANARY_CODE.format(str(folder.parent / "canary")))
@@ -178,7 +184,10 @@ class OwnModel(Qwen3Model):
     config_class = OwnConfig
 
     def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, use_cache=False):
-        found = super().forward(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, use_cache=False)
+        found = super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds,
+            use_cache=False,
+        )
         states = found.last_hidden_state
         found.last_hidden_state = states{MIXED}
         return found
@@ -187,7 +196,9 @@ class OwnModel(Qwen3Model):
 
 @pytest.mark.parametrize("mixed", ["", " + states.mean(0, keepdim=True)"])
 def test_trusted_code_runs_alone_text_by_text_or_is_refused(copy, mixed):
-    """A family of the folder's own is run in batches of equal length; one whose states depend on the batch is refused at load."""
+    """A family of the folder's own is run in batches of equal length; one whose states depend on
+    the batch is refused at load.
+    """
     folder = copy("plain")
     expected = Encoder.load(folder, threads=1).encode(TEXTS)
     (folder / "own.py").write_text(OWN_CODE.replace("{MIXED}", mixed))
@@ -277,10 +288,12 @@ LIES = {
     "header is no JSON": struct.pack("<Q", 4) + b"}{}{",
     "header is a list": struct.pack("<Q", 2) + b"[]",
     "header nested deep": struct.pack("<Q", 200_000) + b"[" * 200_000,
-    "name twice": struct.pack("<Q", 129)
-    + (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' * 2)[:-1].ljust(128)
-    + b"}"
-    + bytes(4),
+    "name twice": (
+        struct.pack("<Q", 129)
+        + (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' * 2)[:-1].ljust(128)
+        + b"}"
+        + bytes(4)
+    ),
     "overlap": header({"a": tensor([2], 0, 8), "b": tensor([2], 4, 12)}, bytes(12)),
     "gap": header({"a": tensor([1], 0, 4), "b": tensor([1], 8, 12)}, bytes(12)),
     "beyond the end": header({"a": tensor([4], 0, 16)}, bytes(8)),
@@ -432,8 +445,9 @@ TOKENIZERS = {
         {
             "normalizer": {
                 "type": "Sequence",
-                "normalizers": [step(type="Replace", pattern={"String": "a"}, content="aaaaaaaa")]
-                * 9,
+                "normalizers": (
+                    [step(type="Replace", pattern={"String": "a"}, content="aaaaaaaa")] * 9
+                ),
             }
         },
         "9 of which lengthen",

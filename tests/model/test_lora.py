@@ -1,4 +1,6 @@
-"""Adapters: a fresh one changes nothing, merging changes nothing, counts follow the formula, files go by name."""
+"""Adapters: a fresh one changes nothing, merging changes nothing, counts follow the formula, files
+go by name.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +138,10 @@ def test_fewer_targets_and_targets_that_are_none():
     assert len(adapter_parameters(model.backbone, "retrieval")) == 2 * 2 * 2
     with pytest.raises(
         BadInput,
-        match=r"target_modules \['query'\] are no linear maps of this backbone, which has \['down_proj'",
+        match=(
+            r"target_modules \['query'\] are no linear maps of this backbone, which has"
+            r" \['down_proj'"
+        ),
     ):
         lora_config(model.backbone, targets=["q_proj", "query"])
 

@@ -1,4 +1,6 @@
-"""The packed stream equals padded batches for three families, LoRA and gradients included; the wrong ways to pack are wrong."""
+"""The packed stream equals padded batches for three families, LoRA and gradients included; the
+wrong ways to pack are wrong.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +129,9 @@ TWO = [np.arange(10, 15, dtype=np.int32), np.arange(30, 37, dtype=np.int32)]
 
 
 def two_in_a_row(family: str, **options: object) -> float:
-    """Largest difference between two documents in one row with restarted positions, and the two apart."""
+    """Largest difference between two documents in one row with restarted positions, and the two
+    apart.
+    """
     backbone = backbone_of(family)
     row = torch.from_numpy(np.concatenate(TWO).astype(np.int64))[None]
     positions = torch.cat([torch.arange(len(text)) for text in TWO])[None]
@@ -150,7 +154,9 @@ def block_mask() -> torch.Tensor:
 
 
 def test_the_wrong_packings_are_wrong_and_the_right_ones_right():
-    """What the libraries do with restarted positions alone; a change here would be a change of theirs worth knowing."""
+    """What the libraries do with restarted positions alone; a change here would be a change of
+    theirs worth knowing.
+    """
     assert two_in_a_row("qwen3") > 0.1  # a cache object is made, so that packing is not seen
     assert two_in_a_row("qwen3", use_cache=False) <= 1e-5
     assert two_in_a_row("eurobert") > 0.1  # the bidirectional mask never looks at positions

@@ -1,4 +1,6 @@
-"""The RoPE theta reaches the frequencies of every family, or is refused; what is read back is what is in force."""
+"""The RoPE theta reaches the frequencies of every family, or is refused; what is read back is what
+is in force.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ def test_where_every_layer_has_a_window_their_theta_is_meant():
     ],
 )
 def test_a_theta_without_effect_is_refused_and_changes_nothing(kind, changes):
-    """No rotary positions, a theta for each layer, or so few rotated dimensions that the theta decides nothing."""
+    """No rotary positions, a theta for each layer, or so few rotated dimensions that the theta
+    decides nothing.
+    """
     backbone = families.backbone(kind, **changes)
     theta, before = rope_theta(backbone), states(backbone)
     with pytest.raises(BadInput, match=r"rope_theta 777.0 has no effect: .* remove the key"):

@@ -1,4 +1,6 @@
-"""One hash tells models apart, and one id their spaces: whatever decides a vector moves them, and what an older version called them is known."""
+"""One hash tells models apart, and one id their spaces: whatever decides a vector moves them, and
+what an older version called them is known.
+"""
 
 from __future__ import annotations
 
@@ -172,7 +174,9 @@ def test_ids_in_memory_are_those_of_the_folder_and_follow_the_settings(tmp_path)
     assert again.hash != made.hash and again.space_id != made.space_id
 
 
-# What older versions wrote ---------------------------------------------------------------------------------------------------
+# What older versions wrote
+# --------------------------------------------------------------------------------------------------
+# -
 
 
 @pytest.mark.parametrize("name", ["model-1", "static-1"])
@@ -274,7 +278,9 @@ def test_a_teacher_is_known_by_its_files_whatever_its_prompts_are(folder, copy):
     assert made[0] == made[1] and made[0].weights == Encoder.load(folder, threads=1).files_hash
 
 
-# What is refused --------------------------------------------------------------------------------------------------------------
+# What is refused
+# --------------------------------------------------------------------------------------------------
+# ------------
 
 
 @pytest.mark.parametrize(
@@ -415,7 +421,10 @@ def test_weights_that_are_not_those_of_the_golden_vectors_are_refused(copy):
     reweigh(copy, lambda name, tensor: tensor + 0.3 if "embed" in name else tensor)
     with pytest.raises(
         BadInput,
-        match=r"does not give its golden vector of 'a' \(cosine -?0\.\d+\): its weights or settings are damaged",
+        match=(
+            r"does not give its golden vector of 'a' \(cosine -?0\.\d+\): its weights or settings"
+            r" are damaged"
+        ),
     ):
         read_model(copy)
 
@@ -425,14 +434,20 @@ def test_a_prompt_that_fills_the_model_is_refused_where_it_is_said(copy, folder)
     reseal(copy, settings=settings(copy) | {"prompts": {"query": prompt, "document": "Document: "}})
     with pytest.raises(
         BadInput,
-        match=r"copy: the prompt 'query' takes 89 tokens and the model reads 64, so nothing of any text would be left",
+        match=(
+            r"copy: the prompt 'query' takes 89 tokens and the model reads 64, so nothing of any"
+            r" text would be left"
+        ),
     ):
         read_model(copy)
     encoder = Encoder.load(folder, threads=1)
     for asked in ({"prompt": prompt}, {"prompt_name": "query", "max_length": 3}):
         with pytest.raises(
             BadInput,
-            match=r"the prompt takes \d+ tokens .* nothing of a text would be left; give a shorter prompt",
+            match=(
+                r"the prompt takes \d+ tokens .* nothing of a text would be left; give a shorter"
+                r" prompt"
+            ),
         ):
             encoder.encode(TEXTS, **asked)
     assert len(np.unique(encoder.encode(TEXTS, prompt_name="query", max_length=5), axis=0)) > 1

@@ -1,4 +1,6 @@
-"""Windowed attention on the packed stream: the vectors and gradients of transformers itself, at a cost that grows with the length."""
+"""Windowed attention on the packed stream: the vectors and gradients of transformers itself, at a
+cost that grows with the length.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": ("gpt_oss", families.WINDOWED),
 }
 LENGTHS = (24, 80, 5, 63, 150, 1, 80)
-"""Three to ten windows of eight tokens and more, and texts within one; 150 tokens are several blocks of queries."""
+"""Three to ten windows of eight tokens and more, and texts within one; 150 tokens are several
+blocks of queries.
+"""
 
 
 @pytest.fixture(params=CASES)
@@ -75,7 +79,9 @@ def test_states_are_those_of_each_text_by_itself(made, blocks):
 
 
 def test_texts_about_as_long_as_a_window_or_a_few_of_them(made):
-    """Off by one shows at a window's own length: each text alone in its batch, and all of them together."""
+    """Off by one shows at a window's own length: each text alone in its batch, and all of them
+    together.
+    """
     ids = families.texts((*range(6, 12), *range(15, 19), 1, 2, 23, 24, 25, 33))
     with torch.no_grad():
         together, expected = families.together(made, ids), families.alone(made, ids)
@@ -110,7 +116,9 @@ def test_gradients_are_those_of_each_text_by_itself(made, blocks):
 
 
 def test_windows_decide_something():
-    """The same weights without a window give other states, so the equalities above would show a lost window."""
+    """The same weights without a window give other states, so the equalities above would show a
+    lost window.
+    """
     for kind, changes in (
         ("modernbert", {"local_attention": 10_000}),
         ("mistral", {"sliding_window": 10_000}),
@@ -161,7 +169,9 @@ class Products:
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_pairs_of_tokens_grow_with_the_length_not_its_square(monkeypatch, grad):
-    """Neither time nor memory is quadratic: no product is larger than a block and its reach, also in training."""
+    """Neither time nor memory is quadratic: no product is larger than a block and its reach, also
+    in training.
+    """
     model = TransformerModel(
         families.backbone("mistral", max_position_embeddings=4096), Pooling.MEAN
     )
@@ -177,7 +187,9 @@ def test_pairs_of_tokens_grow_with_the_length_not_its_square(monkeypatch, grad):
 
 
 def test_a_gradient_does_not_take_memory_by_the_square(monkeypatch):
-    """What backward makes of the blocks of keys has the size of the blocks, not that of the text for each of them."""
+    """What backward makes of the blocks of keys has the size of the blocks, not that of the text
+    for each of them.
+    """
     made: list[int] = []
     query, key, value = (torch.randn(1, 2, 2048, 8, requires_grad=True) for _ in range(3))
     groups = pack(families.texts((2048,))).groups
@@ -345,7 +357,9 @@ def test_a_longer_text_is_looked_at_again():
 
 
 def test_sinks_are_those_of_the_formula():
-    """A sink takes part in the softmax and carries no value (gpt_oss), in windows too, and its gradient is right."""
+    """A sink takes part in the softmax and carries no value (gpt_oss), in windows too, and its
+    gradient is right.
+    """
     length, groups = 40, pack(families.texts((40,))).groups
     for window in (None, 7):
         torch.manual_seed(1)
@@ -441,7 +455,9 @@ KERNEL_FAMILIES = {
 
 @pytest.mark.parametrize("family", KERNEL_FAMILIES)
 def test_training_in_bfloat16_runs_on_the_kernel(family, kernel):
-    """Norms and rotations in float32 widen queries and keys under autocast; all layers reach the kernel all the same."""
+    """Norms and rotations in float32 widen queries and keys under autocast; all layers reach the
+    kernel all the same.
+    """
     model = TransformerModel(families.backbone(family), Pooling.MEAN).train()
     without_dropout(model.backbone)
     ids = families.texts((24, 80, 5, 24))

@@ -1,4 +1,6 @@
-"""The mean of each side is taken from vectors before their signs, if the recipe says so, wherever binary codes are made."""
+"""The mean of each side is taken from vectors before their signs, if the recipe says so, wherever
+binary codes are made.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`train` refuses what `plan` refuses, in the same words, before it has written or computed anything."""
+"""`train` refuses what `plan` refuses, in the same words, before it has written or computed
+anything.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +140,10 @@ SETS: dict[str, tuple[Callable[[Raw], None], str]] = {
     ),
     "kept metric": (
         put("evaluation.during", {"every": 3, "keep": "sts/sts:Kendall"}),
-        "evaluation.during.keep is 'sts/sts:Kendall', but sts/sts has no metric 'Kendall'; known: Spearman",
+        (
+            "evaluation.during.keep is 'sts/sts:Kendall', but sts/sts has no metric 'Kendall';"
+            " known: Spearman"
+        ),
     ),
     "metric of the mean": (
         put("evaluation.during", {"every": 3, "keep": "mean:x"}),

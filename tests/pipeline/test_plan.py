@@ -1,4 +1,6 @@
-"""Plans: hand-computed work, the paper's own recipes without hub, weights or data, and what is missing said by name."""
+"""Plans: hand-computed work, the paper's own recipes without hub, weights or data, and what is
+missing said by name.
+"""
 
 from __future__ import annotations
 

@@ -159,8 +159,10 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
         (
             "data.sources.qa.kind",
             "pair",
-            "data.sources.qa.kind: Input should be 'pairs', 'scored', 'labelled' or 'texts' (got "
-            "'pair')",
+            (
+                "data.sources.qa.kind: Input should be 'pairs', 'scored', 'labelled' or 'texts'"
+                " (got 'pair')"
+            ),
         ),
         (
             "data.sources.sts.score_range",
@@ -193,8 +195,10 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
         (
             "adapters.retreival",
             {},
-            "adapters.retreival.[key]: Input should be 'retrieval', 'text-matching', 'clustering' "
-            "or 'classification'",
+            (
+                "adapters.retreival.[key]: Input should be 'retrieval', 'text-matching',"
+                " 'clustering' or 'classification'"
+            ),
         ),
         ("adapters.retrieval.rank", 0, "adapters.retrieval.rank: "),
         (
@@ -211,8 +215,10 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
         (
             "evaluation.precisions",
             ["int4"],
-            "evaluation.precisions.0: Input should be 'float32', 'float16', 'int8' or 'binary' "
-            "(got 'int4')",
+            (
+                "evaluation.precisions.0: Input should be 'float32', 'float16', 'int8' or 'binary' "
+                "(got 'int4')"
+            ),
         ),
         ("evaluation.max_queries", 0, "evaluation.max_queries: "),
         ("data", None, "data: Input should be"),

@@ -1,4 +1,6 @@
-"""The page is one well-formed file without outside requests, shows every number once, and leaves out what is not there."""
+"""The page is one well-formed file without outside requests, shows every number once, and leaves
+out what is not there.
+"""
 
 from __future__ import annotations
 
@@ -98,13 +100,28 @@ LOG = [
     for i in range(300)
 ]
 FULL = ReportData(
-    title="A & B <run>", facts=[("81 %", "kept")], results=RESULTS, models={"teacher": "the big one"}, log=LOG,
-    speeds=[SpeedRow("teacher", 100.0, 22_700_000, 90.0), SpeedRow("student", 250.0, None, None)], data=[SourceRow("docs", "pairs", 10, 8, 1, 1)],
-    times=[("train", 90.0), ("evaluate", 30.0)], examples=[Example("how <fast>", ["one", "two"])],
-    sections=[Section("Languages", "By language.", [Table("nDCG", ["language", "score"], [["en", 0.5], ["fr", None]])])],
-    seen={"sts/b": {"texts": 5, "exact": 1, "near": 0}}, settings="seed: 17\n# <&>", commands=["taskdistill train a.yaml --out b"],
-    warnings=["Mind the gap."], versions={"python": "3.11"},
-)  # fmt: skip
+    title="A & B <run>",
+    facts=[("81 %", "kept")],
+    results=RESULTS,
+    models={"teacher": "the big one"},
+    log=LOG,
+    speeds=[SpeedRow("teacher", 100.0, 22_700_000, 90.0), SpeedRow("student", 250.0, None, None)],
+    data=[SourceRow("docs", "pairs", 10, 8, 1, 1)],
+    times=[("train", 90.0), ("evaluate", 30.0)],
+    examples=[Example("how <fast>", ["one", "two"])],
+    sections=[
+        Section(
+            "Languages",
+            "By language.",
+            [Table("nDCG", ["language", "score"], [["en", 0.5], ["fr", None]])],
+        )
+    ],
+    seen={"sts/b": {"texts": 5, "exact": 1, "near": 0}},
+    settings="seed: 17\n# <&>",
+    commands=["taskdistill train a.yaml --out b"],
+    warnings=["Mind the gap."],
+    versions={"python": "3.11"},
+)
 
 
 def test_page_is_well_formed_and_asks_for_nothing():

@@ -21,10 +21,21 @@ def test_jsonl_rows_become_documents_and_bad_ones_are_counted_with_line_and_reas
         {"_id": 7, "text": "three", "tags": ["x"], "none": None},
     ]
     lines = [
-        "\ufeff" + json.dumps(good[0], ensure_ascii=False), '{"text": NaN}', json.dumps(good[1]), "", "not json", '{"_id": "b", "text": "  "}',
-        '{"_id": "c", "text": "a", "text": "b"}', '{"_id": "d", "text": "\\ud800"}', '{"_id": "e", "text": "a\\u0000b"}', "[" * 100_000,
-        '{"_id": "f", "text": "x", "n": 1e999}', '{"_id": "g", "text": "x", "n": %s}' % ("9" * 5000), '{"_id": "", "text": "x"}', "[1]",
-    ]  # fmt: skip
+        "\ufeff" + json.dumps(good[0], ensure_ascii=False),
+        '{"text": NaN}',
+        json.dumps(good[1]),
+        "",
+        "not json",
+        '{"_id": "b", "text": "  "}',
+        '{"_id": "c", "text": "a", "text": "b"}',
+        '{"_id": "d", "text": "\\ud800"}',
+        '{"_id": "e", "text": "a\\u0000b"}',
+        "[" * 100_000,
+        '{"_id": "f", "text": "x", "n": 1e999}',
+        '{"_id": "g", "text": "x", "n": %s}' % ("9" * 5000),
+        '{"_id": "", "text": "x"}',
+        "[1]",
+    ]
     (tmp_path / "c.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     corpus = Corpus(tmp_path / "c.jsonl")
     assert list(corpus) == [
@@ -142,7 +153,10 @@ def test_no_line_makes_the_parser_raise_anything_but_a_reason(line):
         assert str(error)
 
 
-SENTENCES = "The first sentence is here. The second one is a little longer than that! Third? Yes.\n\nA new paragraph begins. It ends."
+SENTENCES = (
+    "The first sentence is here. The second one is a little longer than that! Third? Yes.\n\nA new"
+    " paragraph begins. It ends."
+)
 
 
 def test_passages_end_at_sentences_and_overlap():
@@ -160,7 +174,7 @@ def test_passages_by_paragraph_by_word_and_whole():
         for start, end in split(
             SENTENCES, PassageSettings(size=17, overlap=0, boundary="paragraph")
         )
-    ][1] == ("A new paragraph begins. It ends.")
+    ][1] == "A new paragraph begins. It ends."
     words = [
         SENTENCES[start:end]
         for start, end in split(SENTENCES, PassageSettings(size=5, overlap=2, boundary="word"))

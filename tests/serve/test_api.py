@@ -1,4 +1,6 @@
-"""The routes against a live server: the official client unchanged, Jina's and TEI's fields, parity with the library, errors."""
+"""The routes against a live server: the official client unchanged, Jina's and TEI's fields, parity
+with the library, errors.
+"""
 
 from __future__ import annotations
 
@@ -480,7 +482,9 @@ def test_ranges_without_parameters_are_a_bad_request_in_the_same_shape(http):
 
 
 def test_forwarded_addresses_are_believed_from_named_proxies_only():
-    """Wrong keys count for the address that asks: a client that may name any address would never be refused, or lock out another."""
+    """Wrong keys count for the address that asks: a client that may name any address would never be
+    refused, or lock out another.
+    """
     key = "k" * 20
     for proxies, expected in (((), [401, 401, 429, 429]), (("127.0.0.1",), [401, 401, 401, 401])):
         with live(

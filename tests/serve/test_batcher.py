@@ -1,4 +1,6 @@
-"""The batching queue: nothing lost, doubled, mixed or starved; a poisoned text and a panic fail alone; dropped places are free."""
+"""The batching queue: nothing lost, doubled, mixed or starved; a poisoned text and a panic fail
+alone; dropped places are free.
+"""
 
 from __future__ import annotations
 
@@ -165,7 +167,9 @@ def test_a_wait_that_would_be_too_long_is_refused_but_never_the_first_request():
 
 
 def test_little_is_accepted_while_it_is_not_known_how_fast_the_model_is():
-    """150 requests of 4,000 tokens: with no rate the first and no other, with a rate those that are done in time."""
+    """150 requests of 4,000 tokens: with no rate the first and no other, with a rate those that are
+    done in time.
+    """
     for rate, seconds, accepted in (
         (None, 8.0, 1),
         (5_000.0, 8.0, 10),
@@ -191,7 +195,9 @@ def admitted(queue: FairScheduler, texts: int, tokens: int) -> bool:
 @pytest.mark.parametrize("measured", [True, False])
 @pytest.mark.parametrize("rate", [200.0, 5_000.0, 20_000.0])
 def test_what_is_accepted_is_computed_in_time_on_a_cold_server_too(rate, measured):
-    """60 clients send 64 texts each and go on for half a minute of a clock that only computing moves; another one sends short texts."""
+    """60 clients send 64 texts each and go on for half a minute of a clock that only computing
+    moves; another one sends short texts.
+    """
     seconds, texts = 8.0, [ids_of(30)] * 64
     queue = FairScheduler(texts=16_384, tokens=600_000, seconds=seconds)
     queue.rate = rate if measured else None
@@ -381,7 +387,7 @@ def test_a_poisoned_text_fails_alone():
     queue.close()
 
 
-def test_a_panic_fails_one_request_replaces_the_worker_and_counts_as_sick_until_the_model_works_again():
+def test_a_panic_fails_one_request_replaces_the_worker_and_counts_as_sick_until_it_works_again():
     engine = FakeEngine(workers=1, has_short_worker=False)
     queue = running(engine)
 

@@ -1,4 +1,6 @@
-"""Work on a request, a filter or a line of data grows no faster than its size: instructions are counted, not seconds."""
+"""Work on a request, a filter or a line of data grows no faster than its size: instructions are
+counted, not seconds.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SOURCE = Path(__file__).parents[2] / "src" / "taskdistill"
 SIZES = (250, 500, 1_000, 2_000)
 """Repeats of a shape, of about four characters each."""
 MOST = 2.3
-"""Largest growth of the work when the input doubles: linear is 2, and a little is left for logarithms."""
+"""Largest growth of the work when the input doubles: linear is 2, and a little is left for
+logarithms.
+"""
 
 JSON_SHAPES = {
     "lists": lambda n: "[" + "[]," * n + "[]]",
@@ -92,7 +96,9 @@ def parse_json(text):
 
 
 def parse_any_filter(text):
-    """Parse whatever its length, so that the growth of the parser shows and not only that of the refusal."""
+    """Parse whatever its length, so that the growth of the parser shows and not only that of the
+    refusal.
+    """
     try:
         parse_expression(text)
     except BadInput:
@@ -123,7 +129,9 @@ def opcodes(work, argument) -> int:
 
 
 def check_growth(counts: list[int], noise: int) -> None:
-    """Each doubling of the input at most `MOST` times the work, and so does what each doubling adds, for all above the noise."""
+    """Each doubling of the input at most `MOST` times the work, and so does what each doubling
+    adds, for all above the noise.
+    """
     added = [after - before for before, after in pairwise(counts)]
     for work in (counts, added):
         for before, after in pairwise(work):
@@ -138,9 +146,28 @@ def test_operations_of_the_interpreter_grow_with_the_input(kind, name, monkeypat
 
 
 LINEAR = {
-    "strip", "lstrip", "rstrip", "partition", "startswith", "endswith", "removeprefix", "removesuffix", "isdecimal", "isascii", "find", "rfind",
-    "index", "count", "replace", "split", "translate", "join", "lower", "decode", "encode",
-}  # fmt: skip
+    "strip",
+    "lstrip",
+    "rstrip",
+    "partition",
+    "startswith",
+    "endswith",
+    "removeprefix",
+    "removesuffix",
+    "isdecimal",
+    "isascii",
+    "find",
+    "rfind",
+    "index",
+    "count",
+    "replace",
+    "split",
+    "translate",
+    "join",
+    "lower",
+    "decode",
+    "encode",
+}
 """Methods of texts whose work is linear for a pattern of a few characters."""
 
 
@@ -197,7 +224,9 @@ for key, (work, shape) in WORK.items():
     shutil.which("valgrind") is None, reason="valgrind, which counts instructions, is not installed"
 )
 def test_instructions_of_the_machine_grow_with_the_input(tmp_path):
-    """Callgrind counts what C does as well; a profile is written at each call of getppid, before and behind each input."""
+    """Callgrind counts what C does as well; a profile is written at each call of getppid, before
+    and behind each input.
+    """
     code = CHILD.format(
         path=[str(Path(__file__).parent), str(Path(__file__).parents[1]), str(SOURCE.parent)]
     )

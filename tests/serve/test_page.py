@@ -1,4 +1,6 @@
-"""The page in a real browser: nothing from outside, rankings, heat map and map drawn, keyboard, phone width, dark, labels."""
+"""The page in a real browser: nothing from outside, rankings, heat map and map drawn, keyboard,
+phone width, dark, labels.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def browser():
 
 @pytest.fixture
 def opened(browser, address):
-    """Open the page; afterwards no error may have been logged and no other host asked for anything."""
+    """Open the page; afterwards no error may have been logged and no other host asked for
+    anything.
+    """
     problems, pages = [], []
 
     def open_page(panel="search", **options):
@@ -136,7 +140,8 @@ def test_the_index_is_searched_and_the_differences_are_shown(opened, index):
         a.nth(which).select_option(values[0])
         b.nth(which).select_option(values[1])
     page.wait_for_function(
-        "() => document.querySelector('#search-verdict').textContent.startsWith('10 of the first 10 are the same; 0 of B')"
+        "() => document.querySelector('#search-verdict').textContent.startsWith('10 of the first 10"
+        " are the same; 0 of B')"
     )
     assert page.locator("#cost-b").text_content().endswith("bytes per vector128")
     b.nth(0).select_option("clustering")
@@ -154,7 +159,8 @@ def test_own_texts_are_searched(opened):
     page.wait_for_selector("#hits-b li")
     page.check("input[name=source][value=texts]")
     page.wait_for_function(
-        "() => document.querySelector('#search-verdict').textContent.includes('first 10') && !document.querySelector('#hits-a .from').textContent.includes('·')"
+        "() => document.querySelector('#search-verdict').textContent.includes('first 10') &&"
+        " !document.querySelector('#hits-a .from').textContent.includes('·')"
     )
     page.fill("#search-texts", "alpha\nbeta\ngamma")
     page.fill("#query", "beta")
@@ -242,17 +248,34 @@ def test_nothing_is_wider_than_a_phone_and_everything_can_be_touched(opened, opt
         page.wait_for_selector(drawn)
         assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), panel
         low = page.evaluate(
-            "() => [...document.querySelectorAll('button, select, input[type=search], [role=tab]')]"
-            ".filter((node) => node.offsetParent && node.offsetHeight < 44).map((node) => node.outerHTML)"
+            "() => [...document.querySelectorAll('button, select, input[type=search],"
+            " [role=tab]')].filter((node) => node.offsetParent && node.offsetHeight <"
+            " 44).map((node) => node.outerHTML)"
         )
         assert low == [], panel
 
 
 CONTRAST = """() => {
-  const lum = (c) => { const [r, g, b] = c.map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d', { willReadFrequently: true });
-  const rgb = (c) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
-  const behind = (n) => { for (; n; n = n.parentElement) { const c = rgb(getComputedStyle(n).backgroundColor); if (c[3] === 255) return c.slice(0, 3); } return [255, 255, 255]; };
+  const linear = (v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const lum = (c) => {
+    const [r, g, b] = c.map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const one = Object.assign(document.createElement('canvas'), { width: 1, height: 1 });
+  const canvas = one.getContext('2d', { willReadFrequently: true });
+  const rgb = (c) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = c;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const behind = (n) => {
+    for (; n; n = n.parentElement) {
+      const c = rgb(getComputedStyle(n).backgroundColor);
+      if (c[3] === 255) return c.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
   const low = [];
   for (const n of document.querySelectorAll('body *')) {
     const own = [...n.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim());
@@ -279,8 +302,9 @@ def test_every_control_has_a_name(opened):
     page = opened()
     page.wait_for_selector("#hits-b li")
     nameless = page.evaluate(
-        "() => [...document.querySelectorAll('input, select, textarea, button')]"
-        ".filter((node) => !(node.labels?.length || node.textContent.trim() || node.ariaLabel)).map((node) => node.outerHTML)"
+        "() => [...document.querySelectorAll('input, select, textarea, button')].filter((node) =>"
+        " !(node.labels?.length || node.textContent.trim() || node.ariaLabel)).map((node) =>"
+        " node.outerHTML)"
     )
     assert nameless == []
 

@@ -1,4 +1,6 @@
-"""Two servers behind nginx, by the configuration of examples/: shared load, one of them stopped, overload passed on. Needs nginx."""
+"""Two servers behind nginx, by the configuration of examples/: shared load, one of them stopped,
+overload passed on. Needs nginx.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 @contextmanager
 def proxy(folder: Path, ports: tuple[int, int]):
-    """Run nginx with the example's configuration, its addresses and folders changed for the test."""
+    """Run nginx with the example's configuration, its addresses and folders changed for
+    the test.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     text = CONFIGURATION.read_text("utf-8")
@@ -36,7 +40,10 @@ def proxy(folder: Path, ports: tuple[int, int]):
     ):
         text = re.sub(rf"(server|listen) {there}", rf"\g<1> 127.0.0.1:{here}", text)
     folders = "".join(f"    {name}_temp_path {folder / name};\n" for name in TEMPORARY)
-    told = f"log_format told '$status $upstream_addr $upstream_status $upstream_response_time'; access_log {folder / 'access'} told;"
+    told = (
+        "log_format told '$status $upstream_addr $upstream_status $upstream_response_time';"
+        f" access_log {folder / 'access'} told;"
+    )
     (folder / "nginx.conf").write_text(
         text.replace("http {\n", "http {\n" + folders).replace("access_log off;", told)
     )

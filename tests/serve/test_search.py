@@ -1,4 +1,6 @@
-"""POST /search gives what the library's index gives, filters and all; an index of another space is refused."""
+"""POST /search gives what the library's index gives, filters and all; an index of another space is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +157,7 @@ def test_what_another_process_writes_is_found_and_a_damaged_index_keeps_serving(
         assert ids() == {"old", "older", "new"}
 
 
-def test_an_index_of_another_space_is_refused_and_that_of_the_teacher_is_asked_through_the_projection(
+def test_an_index_of_another_space_is_refused_and_the_teachers_is_asked_through_the_projection(
     tmp_path,
 ):
     other, teacher = tiny_encoder(1), tiny_encoder(1)

@@ -1,4 +1,6 @@
-"""Contrasts against hand-computed values and simulated truth: coverage, size of the tests, equivalence, what would decide."""
+"""Contrasts against hand-computed values and simulated truth: coverage, size of the tests,
+equivalence, what would decide.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,13 @@ def simulate(
     """Differences of two arms with chance in training, sets and queries, and their interaction."""
     by_seed = rng.normal(0, seed_sd, (seeds, 1))
     return {
-        f"s{i}": truth
-        + rng.normal(0, set_sd)
-        + by_seed
-        + rng.normal(0, 0.1, (1, queries))
-        + rng.normal(0, 0.05, (seeds, queries))
+        f"s{i}": (
+            truth
+            + rng.normal(0, set_sd)
+            + by_seed
+            + rng.normal(0, 0.1, (1, queries))
+            + rng.normal(0, 0.05, (seeds, queries))
+        )
         for i in range(sets)
     }
 

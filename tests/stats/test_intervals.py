@@ -1,4 +1,6 @@
-"""Intervals cover what they should, the test keeps its level, and power agrees with the specification's table."""
+"""Intervals cover what they should, the test keeps its level, and power agrees with the
+specification's table.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Arms differ in what they should and in nothing else: the same batches, base and projection; no teacher in contrast alone."""
+"""Arms differ in what they should and in nothing else: the same batches, base and projection; no
+teacher in contrast alone.
+"""
 
 from __future__ import annotations
 

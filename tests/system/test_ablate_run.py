@@ -1,4 +1,6 @@
-"""The whole experiment on tiny things: results, report, resume after a kill to the same bits, two jobs as one."""
+"""The whole experiment on tiny things: results, report, resume after a kill to the same bits, two
+jobs as one.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def undisturbed(home) -> tuple[dict[str, Any], Recorder]:
 
 
 def bits(results: dict[str, Any]) -> dict[str, Any]:
-    """What a continued run must give to the last bit: weights, curves but for their seconds, and scores."""
+    """What a continued run must give to the last bit: weights, curves but for their seconds, and
+    scores.
+    """
     runs = {
         f"{name} {run['seed']}": run for name, arm in results["arms"].items() for run in arm["runs"]
     }

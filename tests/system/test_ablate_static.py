@@ -1,4 +1,6 @@
-"""Ablations of a token table: it starts at random, its tokens are made once, and the smoke preset runs from the command line."""
+"""Ablations of a token table: it starts at random, its tokens are made once, and the smoke preset
+runs from the command line.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The whole regimen on an accelerator: every phase, every way to continue, every command; with the CPU's results."""
+"""The whole regimen on an accelerator: every phase, every way to continue, every command; with the
+CPU's results.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ PHASES = (
 
 
 def recipe(home: Path, device: str) -> dict[str, Any]:
-    """Every phase with what crosses devices: averages, a gate, scores that choose weights, a projection that an adapter trains."""
+    """Every phase with what crosses devices: averages, a gate, scores that choose weights, a
+    projection that an adapter trains.
+    """
     raw = tiny.recipe(home / "data", home / "teacher", steps=3)
     for phase in (raw["stage1"], *raw["adapters"].values()):
         phase |= {"checkpoint_every": 1}
@@ -97,7 +101,8 @@ class Home(NamedTuple):
 def home(tmp_path_factory) -> Home:
     if os.environ.get("TWIN_HOME"):
         return Home(Path(os.environ["TWIN_HOME"]), {})
-    gc.freeze()  # what pytest and torch hold is not looked through again each time a run gives memory back
+    # what pytest and torch hold is not looked through again each time a run gives memory back
+    gc.freeze()
     path, told = tmp_path_factory.mktemp("accelerator"), {}
     tiny.write_data(path / "data")
     teacher = tiny.model(
@@ -173,7 +178,9 @@ def test_the_finished_run_was_scored_and_its_model_opens_anywhere(home):
 def test_a_run_that_is_stopped_in_every_phase_and_changes_its_device_each_time_has_the_same_bits(
     home, tmp_path
 ):
-    """Goes on from plain checkpoints, behind the snapshot of an average, with best states, and behind finished phases."""
+    """Goes on from plain checkpoints, behind the snapshot of an average, with best states, and
+    behind finished phases.
+    """
     out, devices = tmp_path / "run", itertools.cycle(PLACES.values())
     begun = Counter[str]()
     for _ in range(20):
@@ -205,7 +212,9 @@ def test_a_run_that_is_stopped_in_every_phase_and_changes_its_device_each_time_h
 
 
 def short(home: Home, device: str, **changes: Any) -> dict[str, Any]:
-    """Two phases that differ most: the whole student, and an adapter with dropout, a learned temperature and the base's vectors."""
+    """Two phases that differ most: the whole student, and an adapter with dropout, a learned
+    temperature and the base's vectors.
+    """
     raw = recipe(home.path, device)
     del raw["static"], raw["long"]
     raw["adapters"] = {"classification": raw["adapters"]["classification"] | {"steps": 2}}

@@ -1,4 +1,6 @@
-"""One more adapter: the others stay as they are to the byte, an interruption is continued, and a worse one is not written."""
+"""One more adapter: the others stay as they are to the byte, an interruption is continued, and a
+worse one is not written.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,9 @@ def test_a_model_with_binary_offsets_gets_some_for_the_new_adapter(folder, data)
 
 
 def test_the_backbone_s_own_dropout_is_off(folder, data):
-    """Draws from torch's own generator between steps move nothing, as they would a dropout of the backbone."""
+    """Draws from torch's own generator between steps move nothing, as they would a dropout of the
+    backbone.
+    """
     kept = []
     for draws in (0, 3):
 

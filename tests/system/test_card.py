@@ -1,4 +1,6 @@
-"""The card of a run's model: what it names is what the run used, and its commands give its scores again."""
+"""The card of a run's model: what it names is what the run used, and its commands give its scores
+again.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,8 @@ def test_every_score_has_a_command_that_gives_it_again(finished, tmp_path, monke
     folder, _, text = finished
     commands = dict(re.findall(r"^(\d+)\. `(taskdistill [^`]+)`$", text, re.M))
     rows = re.findall(
-        r"^\| ((?:retrieval|sts)/\S+) \| - \| (\S+) \| \S+ \| (\S+) \([^)]+\) \| (\S+) \| \S+ \| (\d+) \|$",
+        r"^\| ((?:retrieval|sts)/\S+) \| - \| (\S+) \| \S+ \| (\S+) \([^)]+\) \| (\S+) \| \S+ \|"
+        r" (\d+) \|$",
         text,
         re.M,
     )

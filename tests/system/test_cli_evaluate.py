@@ -1,4 +1,6 @@
-"""`taskdistill evaluate` from argv to report: every option reaches the results, one without effect is refused, a kill loses nothing."""
+"""`taskdistill evaluate` from argv to report: every option reaches the results, one without effect
+is refused, a kill loses nothing.
+"""
 
 from __future__ import annotations
 
@@ -83,10 +85,29 @@ def fails(capsys, *argv) -> str:
 def test_every_option_reaches_the_results(place, tmp_path, capsys):
     out = tmp_path / "out"
     argv = [
-        "evaluate", place / "adapted", f"{place / 'adapted'}#adapters=off&name=base", place / "plain", "--data", place / "data", "--out", out,
-        "--dims", "8,16", "--precisions", "float32,int8,binary", "--prompts", place / "prompts.txt",
-        "--train-data", place / "data", "--reference", "plain", "--max-queries", "10", "--json", tmp_path / "copy.json",
-    ]  # fmt: skip
+        "evaluate",
+        place / "adapted",
+        f"{place / 'adapted'}#adapters=off&name=base",
+        place / "plain",
+        "--data",
+        place / "data",
+        "--out",
+        out,
+        "--dims",
+        "8,16",
+        "--precisions",
+        "float32,int8,binary",
+        "--prompts",
+        place / "prompts.txt",
+        "--train-data",
+        place / "data",
+        "--reference",
+        "plain",
+        "--max-queries",
+        "10",
+        "--json",
+        tmp_path / "copy.json",
+    ]
     assert run([str(each) for each in argv]) == 0
     result = json.loads((out / "results.json").read_text("utf-8"))
     assert result == json.loads((tmp_path / "copy.json").read_text("utf-8"))

@@ -1,4 +1,6 @@
-"""The teacher reads one side of a translation, the student learns both; a static student with a vocabulary of its own."""
+"""The teacher reads one side of a translation, the student learns both; a static student with a
+vocabulary of its own.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,9 @@ def test_a_token_starts_at_the_mean_of_its_texts():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that ends with a static student of German, Russian and English from a teacher of English."""
+    """A run that ends with a static student of German, Russian and English from a teacher of
+    English.
+    """
     home = tmp_path_factory.mktemp("cross")
     data = tiny.write_data(home / "data")
     tiny.write_jsonl(data / "pairs" / "parallel.train.jsonl.gz", translations())

@@ -1,8 +1,10 @@
-"""A disk that takes nothing: what is write-protected is refused before any work, and one that fails on the way leaves nothing half-written.
+"""A disk that takes nothing: what is write-protected is refused before any work, and one that fails
+on the way leaves nothing half-written.
 
-A command whose target is protected ends with exit code 2 and says which path, before it runs any model. One whose disk becomes full or
-read-only in the middle ends with exit code 1 and one line; what others have stays, and the same command succeeds once there is room again.
-A kill at any call that changes something leaves as much.
+A command whose target is protected ends with exit code 2 and says which path, before it runs any
+model. One whose disk becomes full or read-only in the middle ends with exit code 1 and one line;
+what others have stays, and the same command succeeds once there is room again. A kill at any call
+that changes something leaves as much.
 """
 
 from __future__ import annotations
@@ -88,7 +90,9 @@ def inner_folders(root: Path) -> list[Path]:
 
 
 def test_what_a_command_changes_is_refused_where_it_is_write_protected(home, tmp_path):
-    """The folder itself, those inside of it that a manifest lists files in, and the folder around it, where its successor is written."""
+    """The folder itself, those inside of it that a manifest lists files in, and the folder around
+    it, where its successor is written.
+    """
     for name in CHANGING:
         case, box = CASES[name], tmp_path / name.replace(" ", "-")
         box.mkdir()
@@ -111,7 +115,9 @@ def test_what_a_command_changes_is_refused_where_it_is_write_protected(home, tmp
 
 
 def test_results_that_are_write_protected_are_refused_before_any_work(home, tmp_path):
-    """A file that would be replaced, and a folder of an earlier run or a folder in it that would take new names."""
+    """A file that would be replaced, and a folder of an earlier run or a folder in it that would
+    take new names.
+    """
     box = tmp_path / "box"
     box.mkdir()
     again = {name: filled(CASES[name], home, box / name.replace(" ", "-")) for name in AGAIN}
@@ -154,7 +160,9 @@ def test_a_run_is_refused_where_it_is_write_protected(home, tmp_path):
 
 
 def test_a_folder_of_somebodys_that_is_write_protected_stays_as_it_is(home, tmp_path):
-    """It is no part of what the command changes, so it is carried over as it is, by a user who may not write into it."""
+    """It is no part of what the command changes, so it is carried over as it is, by a user who may
+    not write into it.
+    """
     box = tmp_path / "box"
     shutil.copytree(home / "model", box / "model")
     mine = box / "model" / "mine"
@@ -217,7 +225,9 @@ def test_in_a_folder_for_all_only_the_owner_replaces(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_files():
-    """No file of this process may grow above a few hundred bytes; as on a full disk, the call that writes fails, in any language."""
+    """No file of this process may grow above a few hundred bytes; as on a full disk, the call that
+    writes fails, in any language.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
     yield
@@ -255,7 +265,9 @@ def test_whatever_writes_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, s
     "name", ["encode npy", "encode folder", "index", "adapt", "export", "info json"]
 )
 def test_a_disk_that_is_full_ends_a_command_with_one_line(home, tmp_path, name):
-    """Where bytes are written, not where a file is made; the same command succeeds when there is room."""
+    """Where bytes are written, not where a file is made; the same command succeeds when there is
+    room.
+    """
     trial = Trial(home, tmp_path, name)
     with trial:
         ended = with_limit(trial.line, 300)
@@ -277,7 +289,9 @@ def test_a_claim_removes_what_a_killed_writer_left_of_its_own_names(tmp_path):
 
 
 class Trial:
-    """A box with somebody's files around and in what a command writes, in which it is run with a fault and then without."""
+    """A box with somebody's files around and in what a command writes, in which it is run with a
+    fault and then without.
+    """
 
     def __init__(self, home: Path, tmp_path: Path, name: str) -> None:
         self.home, self.case, self.top = home, CASES[name], tmp_path
@@ -352,7 +366,9 @@ def part_of(number: int, parts: int):
 
 
 SWEPT = {"search tune": 3, "compare-teachers": 2, "train": 0, "train profiled": 0}
-"""Commands to the parts that the sweep over all calls is cut into, one where nothing is said; 0 for every sixth call alone."""
+"""Commands to the parts that the sweep over all calls is cut into, one where nothing is said; 0 for
+every sixth call alone.
+"""
 
 
 def swept(name: str) -> list:
@@ -370,7 +386,9 @@ def swept(name: str) -> list:
 @pytest.mark.timeout(590)
 @pytest.mark.parametrize(("name", "points"), [each for name in CASES for each in swept(name)])
 def test_a_kill_at_every_call(home, tmp_path, name, points):
-    """Whatever the call that a process dies at, others' files are what they were, and the next run succeeds and cleans up."""
+    """Whatever the call that a process dies at, others' files are what they were, and the next run
+    succeeds and cleans up.
+    """
     killed(home, tmp_path, name, points)
 
 
@@ -378,5 +396,7 @@ def test_a_kill_at_every_call(home, tmp_path, name, points):
 @pytest.mark.timeout(590)
 @pytest.mark.parametrize(("name", "points"), [each for name in CASES for each in swept(name)])
 def test_a_disk_that_fails_at_any_call(home, tmp_path, name, points):
-    """One line and exit code 1, or a success where the call was needless; nothing half-written, and the next run succeeds."""
+    """One line and exit code 1, or a success where the call was needless; nothing half-written, and
+    the next run succeeds.
+    """
     failed(home, tmp_path, name, points)

@@ -1,4 +1,6 @@
-"""One flipped bit in any file of any folder that this program reads back is refused with the name of the file."""
+"""One flipped bit in any file of any folder that this program reads back is refused with the name
+of the file.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ class Kind:
     load: Callable[[Path], Any]
 
 
-# What training writes ---------------------------------------------------------------------------------------------------------
+# What training writes
+# --------------------------------------------------------------------------------------------------
+# -------
 
 
 def trained() -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
@@ -131,7 +135,8 @@ def snapshot(home: Path) -> Path:
     return home / "stage1.earlier"
 
 
-# Models and what is made of them ----------------------------------------------------------------------------------------------
+# Models and what is made of them
+# ----------------------------------------------------------------------------------------------
 
 
 def with_golden(folder: Path, made: Model) -> Path:
@@ -198,7 +203,8 @@ def tokenizer(home: Path) -> Path:
     return home / "learned"
 
 
-# Teacher stores, indexes, migrations ------------------------------------------------------------------------------------------
+# Teacher stores, indexes, migrations
+# ------------------------------------------------------------------------------------------
 
 
 def store(home: Path) -> Path:
@@ -240,7 +246,8 @@ def migration(home: Path) -> Path:
     return home / "migration"
 
 
-# Data, mined data, ablations --------------------------------------------------------------------------------------------------
+# Data, mined data, ablations
+# --------------------------------------------------------------------------------------------------
 
 
 def data(home: Path) -> Path:
@@ -441,7 +448,9 @@ MISSED = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_file_that_was_emptied_cut_or_exchanged_is_refused(tmp_path, name):
-    """What copying, unpacking and full disks do to files; a pipe in the place of a file is no reason to wait."""
+    """What copying, unpacking and full disks do to files; a pipe in the place of a file is no
+    reason to wait.
+    """
     kind = KINDS[name]
     folder = kind.make(tmp_path)
     files = sorted(
@@ -482,12 +491,16 @@ def test_a_file_that_was_emptied_cut_or_exchanged_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["role-000000.npy", "block-000000000.npz"])
 def test_progress_of_mining_that_was_flipped_is_made_again(tmp_path, name):
-    """What a killed run has left is believed only if it is what was written; otherwise it counts as not done."""
+    """What a killed run has left is believed only if it is what was written; otherwise it counts as
+    not done.
+    """
     partial = tmp_path / "mined.partial"
     _begin(partial, FINGERPRINT, SilentProgress())
     with sealed_file(partial / name) as stream:
-        np.savez(stream, counts=np.arange(9)) if name.endswith("npz") else np.save(
-            stream, np.arange(9.0)
+        (
+            np.savez(stream, counts=np.arange(9))
+            if name.endswith("npz")
+            else np.save(stream, np.arange(9.0))
         )
     assert is_intact(partial / name)
     for path, bit in bits(
@@ -545,7 +558,9 @@ FIRST: dict[str, Callable[[Path], Any]] = {
 def test_folders_without_a_hash_of_themselves_are_refused_in_words_where_they_are_refused(
     tmp_path, pattern
 ):
-    """Their manifests are not protected, so some flips pass; none ends in anything but a message."""
+    """Their manifests are not protected, so some flips pass; none ends in anything but a
+    message.
+    """
     (kept,) = KEPT.glob(pattern)
     folder = Path(shutil.copytree(kept, tmp_path / "x" / kept.name))
     files = [
@@ -568,7 +583,9 @@ def test_two_thousand_bits_are_flipped():
 
 @pytest.mark.parametrize("name", ["vectors", "ablation"])
 def test_a_folder_whose_first_file_was_never_finished_is_begun_again(tmp_path, name):
-    """A writer that is killed there leaves an empty folder or a temporary file of its own, by which nobody knows what was asked for."""
+    """A writer that is killed there leaves an empty folder or a temporary file of its own, by which
+    nobody knows what was asked for.
+    """
     first = {"vectors": "job.json", "ablation": "experiment.json"}[name]
     folder = tmp_path / name
     folder.mkdir()

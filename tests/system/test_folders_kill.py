@@ -1,4 +1,6 @@
-"""A writer killed between any two system calls leaves the old folder or the new one, whole, and everybody else's files as they were."""
+"""A writer killed between any two system calls leaves the old folder or the new one, whole, and
+everybody else's files as they were.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,16 @@ CHANGES = {
     "fcntl.flock",
     "counted",
 }
-"""Audit events that stand for system calls that change something; a kill between two others is a kill before the next of these."""
+"""Audit events that stand for system calls that change something; a kill between two others is a
+kill before the next of these.
+"""
 
 
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch):
-    """What is synced matters when the power fails, not when a process is killed; that it is synced has a test of its own."""
+    """What is synced matters when the power fails, not when a process is killed; that it is synced
+    has a test of its own.
+    """
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
@@ -62,7 +68,9 @@ def read(path: Path) -> str | None:
 
 
 def lay_out(parent: Path) -> dict[str, str]:
-    """Put files of others around and inside a folder, and return what must stay: path to content."""
+    """Put files of others around and inside a folder, and return what must stay: path to
+    content.
+    """
     files = {
         ".bashrc.20240115": "a dated backup",
         ".x.0123abcd.old": "a backup too",
@@ -93,7 +101,9 @@ def intact(parent: Path, files: dict[str, str]) -> None:
 
 
 def killed_at(call: int, work: Callable[[], None]) -> bool:
-    """Run something in a child that is killed as it begins its system call of this number; say whether it was."""
+    """Run something in a child that is killed as it begins its system call of this number; say
+    whether it was.
+    """
     if child := os.fork():
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0

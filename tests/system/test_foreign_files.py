@@ -1,7 +1,9 @@
-"""No command changes or removes what it did not write: somebody's files of every kind lie around, at and in what it writes.
+"""No command changes or removes what it did not write: somebody's files of every kind lie around,
+at and in what it writes.
 
-Every command that writes is run in a folder full of other files: with a free target, with one that somebody has, with one of its own in which
-somebody has put something, and killed on its way. The tree is compared before and after.
+Every command that writes is run in a folder full of other files: with a free target, with one that
+somebody has, with one of its own in which somebody has put something, and killed on its way. The
+tree is compared before and after.
 """
 
 from __future__ import annotations
@@ -118,9 +120,20 @@ def take_place(path: Path, outside: Path, kind: str) -> None:
 
 
 PLACES = (
-    "folder of files", "folder with names of ours", "folder of another kind", "folder with somebody's manifest", "file", "empty file", "json", "lines",
-    "link to a file", "link to a folder", "link to nothing", "pipe", "socket",
-)  # fmt: skip
+    "folder of files",
+    "folder with names of ours",
+    "folder of another kind",
+    "folder with somebody's manifest",
+    "file",
+    "empty file",
+    "json",
+    "lines",
+    "link to a file",
+    "link to a folder",
+    "link to nothing",
+    "pipe",
+    "socket",
+)
 
 
 @pytest.mark.parametrize("name", marked(name for name, case in CASES.items() if not case.copies))
@@ -149,7 +162,9 @@ NOWHERE = {
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.copies])
 def test_a_target_that_cannot_be_is_refused_before_anything_is_done(home, tmp_path, name):
-    """One sentence with the name of what is in the way, and exit code 2; nothing is made on the way there."""
+    """One sentence with the name of what is in the way, and exit code 2; nothing is made on the way
+    there.
+    """
     case, box = CASES[name], tmp_path / "box"
     box.mkdir()
     (box / "mine.txt").write_text("mine")
@@ -176,7 +191,9 @@ OURS = {
 
 @pytest.mark.parametrize("kind", OURS)
 def test_no_result_is_written_over_what_a_folder_of_ours_needs(home, tmp_path, kind):
-    """Whatever a command can be asked to write beside its work, it is not a part of a folder that another command made."""
+    """Whatever a command can be asked to write beside its work, it is not a part of a folder that
+    another command made.
+    """
     box = tmp_path / "box"
     for name in ("model", "run", "index"):
         shutil.copytree(home / name, box / name)
@@ -201,7 +218,8 @@ def test_a_command_may_write_its_own_result_again(home, tmp_path):
         assert command(f"info {home}/model --json {tmp_path}/r.json") == 0
         assert (
             command(
-                f"evaluate {home}/model --out {tmp_path}/out --json {tmp_path}/out/results.json --dims 8 {SMALL.format(home=home)}"
+                f"evaluate {home}/model --out {tmp_path}/out --json {tmp_path}/out/results.json"
+                f" --dims 8 {SMALL.format(home=home)}"
             )
             == 0
         )
@@ -239,7 +257,9 @@ RESERVED = {
     ("name", "place"), [(name, place) for name, places in RESERVED.items() for place in places]
 )
 def test_somebodys_file_under_a_name_that_a_command_needs_stays(home, tmp_path, name, place):
-    """The command is done without the name, or refuses; whatever it does, the file is what it was."""
+    """The command is done without the name, or refuses; whatever it does, the file is
+    what it was.
+    """
     case = CASES[name]
     box = box_of(home, tmp_path, case)
     target = box / place
@@ -268,7 +288,9 @@ CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "link", "fsync")
 
 
 def in_child(line: str, die_at: int) -> tuple[int, int]:
-    """Run a command in a child that dies at the given call that changes the disk; returns its exit code and the calls it made."""
+    """Run a command in a child that dies at the given call that changes the disk; returns its exit
+    code and the calls it made.
+    """
     with Forked(counting, line, die_at) as child:
         said, _ = child.communicate()
         print(said)
@@ -346,7 +368,9 @@ def test_a_kill_leaves_what_others_have_and_the_next_run_succeeds(home, tmp_path
 
 
 def test_every_command_that_writes_is_in_the_table():
-    """A new command or a new path that is written has to be added, or named here with the reason why not."""
+    """A new command or a new path that is written has to be added, or named here with the reason
+    why not.
+    """
     from taskdistill.cli.main import app
 
     elsewhere = {
@@ -377,19 +401,35 @@ def test_every_command_that_writes_is_in_the_table():
 
 
 REMOVING = {
-    "io/atomic.py": "names of this module's own making alone, `.NAME.taskdistill-XXXXXXXX`, locked by their writer; what is renamed over was decided on above",
+    "io/atomic.py": (
+        "names of this module's own making alone, `.NAME.taskdistill-XXXXXXXX`, locked by their"
+        " writer; what is renamed over was decided on above"
+    ),
     "io/folders.py": "files that the manifest of a folder of the same kind lists",
-    "io/lock.py": "a file that holds a process and a host, and is the one that this process has locked",
-    "io/outputs.py": "plain files under names that the caller gives; `check_output` decides on the place of each file that is written",
+    "io/lock.py": (
+        "a file that holds a process and a host, and is the one that this process has locked"
+    ),
+    "io/outputs.py": (
+        "plain files under names that the caller gives; `check_output` decides on the place of each"
+        " file that is written"
+    ),
     "encode/corpus.py": "the manifest of a folder whose job is this one",
     "encode/shards.py": "writes into the temporary file that it is given",
     "io/vector_files.py": "writes into the temporary file that it is given",
     "io/arrays.py": "writes into a folder that `commit.commit` has named and made",
-    "search/storage/commit.py": "names that the journal or the manifest before holds, through no link",
+    "search/storage/commit.py": (
+        "names that the journal or the manifest before holds, through no link"
+    ),
     "search/alignment/maps.py": "writes into the temporary folder that it is given",
-    "search/storage/folder.py": "files that the manifest lists, in folders that are no links, and folders in which nothing is left",
+    "search/storage/folder.py": (
+        "files that the manifest lists, in folders that are no links, and folders in which nothing"
+        " is left"
+    ),
     "teacher/fill.py": "files of shards whose writer was killed, by their form and number",
-    "teacher/store.py": "the JSON file of a shard that is damaged, when the repair is asked for, and files of shards as in filling",
+    "teacher/store.py": (
+        "the JSON file of a shard that is damaged, when the repair is asked for, and files of"
+        " shards as in filling"
+    ),
     "train/log.py": "the end of a last line that a killed writer has left in its own log",
     "model/lora.py": "writes into the temporary folder that it is given",
     "model/add_adapter.py": "within the temporary folder of `write_folder`",
@@ -402,7 +442,9 @@ REMOVING = {
     "export/parity.py": "writes into the temporary folder that it is given",
     "export/tokenizer_files.py": "writes into the temporary folder that it is given",
     "demo/folder.py": "writes into the temporary folder that it is given",
-    "workflows/mine.py": "writes into temporary files, and into the temporary folder that it is given",
+    "workflows/mine.py": (
+        "writes into temporary files, and into the temporary folder that it is given"
+    ),
     "workflows/mine_vectors.py": "writes into the temporary file that it is given",
     "pipeline/projection_start.py": "writes into the temporary folder that it is given",
     "pipeline/student_vocab.py": "writes into the temporary folder that it is given",
@@ -412,7 +454,9 @@ REMOVING = {
     "train/checkpoint.py": "writes into the temporary folder that it is given",
     "train/phase_folder.py": "writes into the temporary folder that it is given",
 }
-"""Modules that call what can remove or write over something, each with who says that the thing is ours."""
+"""Modules that call what can remove or write over something, each with who says that the thing is
+ours.
+"""
 
 REMOVERS = {
     "rmtree",
@@ -430,7 +474,9 @@ WRITERS = {"write_text", "write_bytes", "save_file", "save_pretrained", "savez"}
 
 
 def test_whatever_can_remove_or_write_over_a_file_is_known():
-    """A call of this kind in another module fails here until somebody has said, above, why what it touches is ours."""
+    """A call of this kind in another module fails here until somebody has said, above, why what it
+    touches is ours.
+    """
     source = Path(__file__).parents[2] / "src" / "taskdistill"
     found = set()
     for path in source.rglob("*.py"):

@@ -1,4 +1,6 @@
-"""The benchmark of the published recipe at full architecture, at a tiny size: every phase runs through `train`, and its figures are whole."""
+"""The benchmark of the published recipe at full architecture, at a tiny size: every phase runs
+through `train`, and its figures are whole.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The frozen-space contract: golden vectors are checked by `info --verify` in every back end, and by every export."""
+"""The frozen-space contract: golden vectors are checked by `info --verify` in every back end, and
+by every export.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The golden record: nothing registered is missing from it, what must differ is found, and what may differ is not."""
+"""The golden record: nothing registered is missing from it, what must differ is found, and what may
+differ is not.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ RECORDED = {
     path.stem: json.loads(path.read_text("utf-8")) for path in record.RECORDED.glob("*.json")
 }
 WITHOUT_RUN = {"serve": "exchanges", "data docs": "helps", "train": "losses"}
-"""Commands that are recorded elsewhere than under their own words: a server by its exchanges; the documentation of the packages that are
-installed is another one on every machine; training by its losses and files."""
+"""Commands that are recorded elsewhere than under their own words: a server by its exchanges; the
+documentation of the packages that are installed is another one on every machine; training by its
+losses and files.
+"""
 
 
 def test_every_part_is_recorded_and_all_of_it_is_small():

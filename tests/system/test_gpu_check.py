@@ -1,4 +1,6 @@
-"""The script for a machine with an accelerator runs here too, tells a device that is right from one that is not, and measures a rate."""
+"""The script for a machine with an accelerator runs here too, tells a device that is right from one
+that is not, and measures a rate.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What decides which weights are kept scores the model that ships: at its theta of inference, without dropout, in the type of its weights."""
+"""What decides which weights are kept scores the model that ships: at its theta of inference,
+without dropout, in the type of its weights.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +149,9 @@ def test_models_without_rotary_positions_and_static_ones_have_a_view_too():
 
 
 class Scripted:
-    """Scores by the phase and the number of updates done; what is scored after the phase is the averaged adapter."""
+    """Scores by the phase and the number of updates done; what is scored after the phase is the
+    averaged adapter.
+    """
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, scores: dict[int, float], averaged: float

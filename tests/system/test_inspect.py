@@ -1,4 +1,6 @@
-"""`data inspect`: every candidate's relation is the one that training takes, by name, and the masked share is the logged one."""
+"""`data inspect`: every candidate's relation is the one that training takes, by name, and the
+masked share is the logged one.
+"""
 
 from __future__ import annotations
 

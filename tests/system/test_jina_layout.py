@@ -1,4 +1,6 @@
-"""The published jina-v5 layout: read without its code, equal to plain transformers and peft, with the errors of the model cards."""
+"""The published jina-v5 layout: read without its code, equal to plain transformers and peft, with
+the errors of the model cards.
+"""
 
 from __future__ import annotations
 
@@ -238,7 +240,9 @@ DOCUMENTS = [
 
 
 def published_weights(name: str) -> str | None:
-    """A folder that the environment names, or what the local Hub cache holds of the combined or the retrieval repository."""
+    """A folder that the environment names, or what the local Hub cache holds of the combined or the
+    retrieval repository.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -259,8 +263,9 @@ def test_golden_similarities_of_the_published_weights(name):
     folder = published_weights(name)
     if folder is None:
         pytest.skip(
-            f"the published {name.lower()} weights are not in the Hub cache; set TASKDISTILL_JINA_V5_{name} to a copy of them to run the "
-            "golden similarities of section 3.5"
+            f"the published {name.lower()} weights are not in the Hub cache; set"
+            f" TASKDISTILL_JINA_V5_{name} to a copy of them to run the golden similarities of"
+            " section 3.5"
         )
     encoder = Encoder.load(folder)
     task = "retrieval" if encoder.tasks else None

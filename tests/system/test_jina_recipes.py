@@ -1,4 +1,6 @@
-"""The published models' recipes: Table A1 number by number, and a scaled-down twin of each through every phase."""
+"""The published models' recipes: Table A1 number by number, and a scaled-down twin of each through
+every phase.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,9 @@ def test_models_teacher_and_data(name):
 
 @pytest.fixture(scope="module", params=TABLE)
 def hub(request, tmp_path_factory) -> tuple[str, Path]:
-    """One of the two recipes and its backbone's folder in the form of the Hub, at full vocabulary."""
+    """One of the two recipes and its backbone's folder in the form of the Hub, at full
+    vocabulary.
+    """
     folder = tmp_path_factory.mktemp("hub")
     return request.param, tiny_hub.write(
         FAMILY[request.param], folder / "backbone", canary=folder / "ran"
@@ -123,7 +127,9 @@ def hub(request, tmp_path_factory) -> tuple[str, Path]:
 
 
 def test_the_backbones_start_from_the_hubs_folders_without_their_code(hub, monkeypatch):
-    """The family's own class reads them: `auto_map`, heads, bfloat16, a table with more rows than the tokenizer has ids."""
+    """The family's own class reads them: `auto_map`, heads, bfloat16, a table with more rows than
+    the tokenizer has ids.
+    """
     name, folder = hub
     raw = yaml.safe_load((RECIPES / f"jina-v5-{name}.yaml").read_text("utf-8"))
     raw["student"] |= {"init": str(folder), "matryoshka_dims": [16]}
@@ -174,7 +180,9 @@ def test_both_recipes_name_the_same_data():
 
 
 def twin(name: str, folder: Path) -> dict[str, Any]:
-    """The published recipe with its own losses, weights and thetas, at tiny sizes over tiny data."""
+    """The published recipe with its own losses, weights and thetas, at tiny sizes over
+    tiny data.
+    """
     raw = yaml.safe_load((RECIPES / f"jina-v5-{name}.yaml").read_text("utf-8"))
     root = tiny.write_data(folder / "data")
     small = tiny.recipe(root, tiny.write_teacher(folder / "teacher", family="qwen3"))

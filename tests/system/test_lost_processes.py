@@ -1,4 +1,6 @@
-"""A process that fails, dies or hangs ends all others soon and with one line; one that is only slow at its own work ends none."""
+"""A process that fails, dies or hangs ends all others soon and with one line; one that is only slow
+at its own work ends none.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,18 @@ def test_every_failure_of_one_process_ends_all(tmp_path):
     first, second = found_by(2, tmp_path, "failures")
     for shard in ("none", "full"):
         for place, said in {
-            "optimiser": r"WorkFailed: stage1: memory ran out while the optimiser updated the weights.*shard: full",
-            "always first forward": r"WorkFailed: a step does not fit into memory even text by text .* lower max_length or batch_size",
-            "always loss": r"WorkFailed: the loss of a batch of \d+ texts does not fit into memory.* lower batch_size",
+            "optimiser": (
+                r"WorkFailed: stage1: memory ran out while the optimiser updated the"
+                r" weights.*shard: full"
+            ),
+            "always first forward": (
+                r"WorkFailed: a step does not fit into memory even text by text .* lower max_length"
+                r" or batch_size"
+            ),
+            "always loss": (
+                r"WorkFailed: the loss of a batch of \d+ texts does not fit into memory.* lower"
+                r" batch_size"
+            ),
         }.items():
             assert first[f"{place}, {shard}"] == second[f"{place}, {shard}"] and re.match(
                 said, first[f"{place}, {shard}"]
@@ -61,7 +72,9 @@ def test_every_failure_of_one_process_ends_all(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_failure_of_the_first_process_at_what_it_does_alone_ends_all(tmp_path):
-    """Filling the teacher store and fitting the projection: one line that says what was met, and one that another process failed."""
+    """Filling the teacher store and fitting the projection: one line that says what was met, and
+    one that another process failed.
+    """
     raw = tiny.recipe(
         tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=2
     )
@@ -77,7 +90,10 @@ def test_a_failure_of_the_first_process_at_what_it_does_alone_ends_all(tmp_path)
     said = {
         "teacher": r"OSError: \[Errno 28\] No space left on device",
         "vectors": r"BadInput: shard 00000 is damaged",
-        "memory": r"WorkFailed: stage1: memory ran out while the projection was fitted .*projection_init: default",
+        "memory": (
+            r"WorkFailed: stage1: memory ran out while the projection was fitted .*projection_init:"
+            r" default"
+        ),
     }
     assert first.keys() == second.keys() == said.keys()
     assert all(re.match(said[place], first[place]) and second[place] == ENDED for place in said), (
@@ -105,7 +121,9 @@ class Run:
         return sum("step" in record for _, record in read_lines(log)) if log.is_file() else 0
 
     def told(self, rank: int, limit: float) -> str:
-        """What a process says at its end, which must come within some seconds, with exit code 1 and one line."""
+        """What a process says at its end, which must come within some seconds, with exit code 1 and
+        one line.
+        """
         said, _ = self.processes[rank].communicate(timeout=limit)
         assert self.processes[rank].returncode == 1, said
         lines = [line for line in said.splitlines() if line.strip()]
@@ -140,7 +158,8 @@ def test_a_process_that_dies_or_hangs_ends_the_other_with_one_line(tmp_path, vic
         os.kill(run.processes[victim].pid, how)
         told = run.told(1 - victim, limit=60.0)
         assert re.search(
-            r"another process of this run ended or did not answer in time .* raise `process_timeout`",
+            r"another process of this run ended or did not answer in time .* raise"
+            r" `process_timeout`",
             told,
         ), told
     finally:

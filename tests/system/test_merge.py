@@ -1,4 +1,6 @@
-"""Merging: formulas by hand, adapters as products, and a result that is kept only if the development sets are sure of it."""
+"""Merging: formulas by hand, adapters as products, and a result that is kept only if the
+development sets are sure of it.
+"""
 
 from __future__ import annotations
 

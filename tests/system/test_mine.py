@@ -1,4 +1,6 @@
-"""`mine` as a job: the teacher's store is used again, a killed run goes on, and a folder made from something else is refused."""
+"""`mine` as a job: the teacher's store is used again, a killed run goes on, and a folder made from
+something else is refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Families beside our three: their vectors are those of transformers itself, whether their attention can be packed or not."""
+"""Families beside our three: their vectors are those of transformers itself, whether their
+attention can be packed or not.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": HEADS | {"head_dim": 8},
 }
 SINGLE = {"mpnet", "deberta-v2"}
-"""Families that compute attention by themselves; their texts run in ordinary batches of equal length."""
+"""Families that compute attention by themselves; their texts run in ordinary batches of equal
+length.
+"""
 OFFSET = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 
 
@@ -136,7 +140,9 @@ FACTORS = {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "phi3"])
 def test_frequencies_that_follow_the_longest_text_are_those_of_each_text(kind):
-    """LongRoPE takes other factors for all texts of a batch as soon as one is long, so texts of one length only run together."""
+    """LongRoPE takes other factors for all texts of a batch as soon as one is long, so texts of one
+    length only run together.
+    """
     made = tiny_families.backbone(
         kind, rope_parameters=LONGROPE | FACTORS, original_max_position_embeddings=32
     )
@@ -150,7 +156,9 @@ def test_frequencies_that_follow_the_longest_text_are_those_of_each_text(kind):
 
 
 def test_a_text_is_never_so_long_that_dynamic_frequencies_change(tmp_path):
-    """Their `dynamic` type goes by the longest text that the model ever saw, beyond its positions."""
+    """Their `dynamic` type goes by the longest text that the model ever saw, beyond its
+    positions.
+    """
     source = tiny.write_tokenizer(tmp_path / "model")
     (source / "1_Pooling").mkdir()
     (source / "1_Pooling" / "config.json").write_text(
@@ -252,7 +260,9 @@ def agrees_with_the_page(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SAMPLE)
 def test_a_family_is_what_the_page_says(kind):
-    """States and gradients of texts of many windows in one batch are those of transformers' own forward over each alone."""
+    """States and gradients of texts of many windows in one batch are those of transformers' own
+    forward over each alone.
+    """
     agrees_with_the_page(kind)
 
 

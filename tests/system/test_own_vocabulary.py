@@ -1,4 +1,6 @@
-"""A transformer student with a vocabulary of its own: word alignment, the mixed token table, and a whole run."""
+"""A transformer student with a vocabulary of its own: word alignment, the mixed token table, and a
+whole run.
+"""
 
 from __future__ import annotations
 

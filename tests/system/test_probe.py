@@ -1,4 +1,6 @@
-"""Candidate teachers are scored together with the static students that they make, and the stronger one need not win."""
+"""Candidate teachers are scored together with the static students that they make, and the stronger
+one need not win.
+"""
 
 from __future__ import annotations
 
@@ -163,8 +165,9 @@ def test_advice_says_who_wins():
 
     told = advice([row("small", 0.5745, 0.3974), row("big", 0.597, 0.2455)], (2, 3))
     assert told.startswith(
-        "A stronger teacher is not always the better one: big scores best itself (59.7 against 57.5), but small makes the better "
-        "student (39.7 against 24.6). Its student is ahead of the next one beyond chance on 2 of 3 sets."
+        "A stronger teacher is not always the better one: big scores best itself (59.7 against"
+        " 57.5), but small makes the better student (39.7 against 24.6). Its student is ahead of"
+        " the next one beyond chance on 2 of 3 sets."
     )
     assert advice([row("a", 0.6, 0.5), row("b", 0.5, 0.4)]).startswith(
         "a scores best itself and makes the best student here."

@@ -1,4 +1,6 @@
-"""A step cut into pieces, carried back piece by piece, or shared by two processes has the gradients of one process."""
+"""A step cut into pieces, carried back piece by piece, or shared by two processes has the gradients
+of one process.
+"""
 
 from __future__ import annotations
 

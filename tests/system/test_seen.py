@@ -1,4 +1,6 @@
-"""Evaluation texts that were seen in training are counted, exactly and by 13 words in a row, and what the teacher saw is told."""
+"""Evaluation texts that were seen in training are counted, exactly and by 13 words in a row, and
+what the teacher saw is told.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ def test_exact_and_near_texts_and_queries_are_counted(tmp_path):
         "teacher": None,
     }
     assert warnings_of("rows", {"retrieval/sea": result}) == [
-        "retrieval/sea, trained on rows: of 5 texts 2 were seen word for word, 1 more share 13 words in a row; among them 1 of 2 queries."
+        "retrieval/sea, trained on rows: of 5 texts 2 were seen word for word, 1 more share 13"
+        " words in a row; among them 1 of 2 queries."
     ]
     assert [cell.main for cell in seen_table({"retrieval/sea": result}).cells()[0]] == [
         "retrieval/sea", "5", "2", "1", "1 of 2", "not declared"

@@ -1,4 +1,6 @@
-"""Hostile clients and overload: bounded memory, the right refusals, everybody else served; stopping loses nothing accepted."""
+"""Hostile clients and overload: bounded memory, the right refusals, everybody else served; stopping
+loses nothing accepted.
+"""
 
 from __future__ import annotations
 
@@ -348,7 +350,9 @@ def test_sigterm_finishes_what_was_accepted_and_ends_with_status_0(tmp_path: Pat
 
 
 async def ask(app, path, parts, headers=()):
-    """Send a request to an application in this process; `parts` gives its body, and may wait for ever."""
+    """Send a request to an application in this process; `parts` gives its body, and may wait for
+    ever.
+    """
     sent = []
     pending = list(parts)
 
@@ -407,7 +411,9 @@ def small_index(tmp_path_factory):
 
 
 def test_bodies_that_stall_take_no_route_away(small_index):
-    """More requests than there are places send the head and a byte of their body; everybody else is answered."""
+    """More requests than there are places send the head and a byte of their body; everybody else is
+    answered.
+    """
 
     async def scene(app):
         stalled = [

@@ -1,4 +1,6 @@
-"""Several teachers: side by side or a head each, some for some sources only, and texts of which one has no vector."""
+"""Several teachers: side by side or a head each, some for some sources only, and texts of which one
+has no vector.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def test_a_part_without_vector_counts_for_nothing(apart):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Data, two local teachers of other sizes of space, and vectors on disk that lack a third of the texts."""
+    """Data, two local teachers of other sizes of space, and vectors on disk that lack a third of
+    the texts.
+    """
     home = tmp_path_factory.mktemp("several")
     data = tiny.write_data(home / "data")
     for name, seed in (("one", 5), ("two", 6)):

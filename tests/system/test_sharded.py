@@ -1,4 +1,6 @@
-"""Weights divided among processes (FSDP2) have the gradients of whole ones, train as they do, and go on to the same bits."""
+"""Weights divided among processes (FSDP2) have the gradients of whole ones, train as they do, and
+go on to the same bits.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A smaller model without training: tokens that no text uses, layers that matter least, neurons that are used least."""
+"""A smaller model without training: tokens that no text uses, layers that matter least, neurons
+that are used least.
+"""
 
 from __future__ import annotations
 

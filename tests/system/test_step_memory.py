@@ -1,4 +1,6 @@
-"""A step that does not fit into memory is run again in halves, with the same masks and the same sums."""
+"""A step that does not fit into memory is run again in halves, with the same masks and the same
+sums.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from taskdistill.train.memory import is_out_of_memory
 from taskdistill.train.microbatch import micro_batches, split
 from taskdistill.train.workers import workers
 
-ALLOCATOR = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you"
+    " tried to allocate 9 bytes."
+)
 
 
 class Room:
@@ -107,7 +112,10 @@ def test_a_text_that_does_not_fit_by_itself_ends_the_work_and_other_errors_stay_
         Room(patched, 2, MemoryError())
         with pytest.raises(
             WorkFailed,
-            match=r"does not fit into memory even text by text \(the longest of its 7 texts has \d+ tokens\); lower max",
+            match=(
+                r"does not fit into memory even text by text \(the longest of its 7 texts has \d+"
+                r" tokens\); lower max"
+            ),
         ):
             run(case)
     with monkeypatch.context() as patched:

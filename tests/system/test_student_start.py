@@ -1,4 +1,6 @@
-"""How stage 1 begins by what student and teacher are to each other, and that every such pair gains on a task that can be measured."""
+"""How stage 1 begins by what student and teacher are to each other, and that every such pair gains
+on a task that can be measured.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Texts about topics; a good teacher, a wider and a narrower one; students that half know the topics, each in a space of its own."""
+    """Texts about topics; a good teacher, a wider and a narrower one; students that half know the
+    topics, each in a space of its own.
+    """
     home = tmp_path_factory.mktemp("pairs")
     rng, topics = np.random.default_rng(4), list(tiny.TOPICS)
     texts = [tiny.sentence(topics[n % len(topics)], rng, 6 + n % 5) for n in range(600)]
@@ -222,7 +226,9 @@ def test_a_fit_is_made_once_and_a_damaged_one_is_refused(home, tmp_path):
 
 
 def test_a_stage_without_regression_ends_with_a_fitted_projection(home, by_wide):
-    """Adapters distil through it and other models' indexes are asked through it, so it must lead into the teacher's space."""
+    """Adapters distil through it and other models' indexes are asked through it, so it must lead
+    into the teacher's space.
+    """
     out, _ = by_wide
     encoder = Encoder.load(out / "model", threads=1)
     texts = [
@@ -248,7 +254,11 @@ def test_the_origin_of_a_student(home, tmp_path):
     assert (
         origin(
             student=student
-            | {"init": "config", "config": tiny.config("bert"), "tokenizer": str(home / "teacher")}
+            | {
+                "init": "config",
+                "config": tiny.config("bert"),
+                "tokenizer": str(home / "teacher"),
+            }
         )
         is Origin.RANDOM
     )
@@ -292,7 +302,8 @@ def test_plan_says_what_it_took_and_why(home):
     progress = tiny_run.Recorder()
     plan_run(parse_recipe(raw_recipe(home)), home, progress)
     assert progress.notes[0].startswith(
-        "stage 1: the student starts from a trained embedding model of another space: it has a space of its own"
+        "stage 1: the student starts from a trained embedding model of another space: it has a"
+        " space of its own"
     )
     assert "weights similarity 1" in progress.notes[1]
 

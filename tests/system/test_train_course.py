@@ -1,4 +1,6 @@
-"""A phase that ends below where it began says so: in the terminal, in metrics.json, in the report and on the card."""
+"""A phase that ends below where it began says so: in the terminal, in metrics.json, in the report
+and on the card.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,15 @@ def course(**ended):
 def test_a_fall_of_the_mean_is_a_warning_and_one_of_a_set_is_named():
     (fell,) = course(a=0.45, b=0.7, mean=0.575).lines()
     assert fell.startswith(
-        "warning: stage1 ended below where it began: development mean 60.0 before the first step, 57.5 after step 9"
+        "warning: stage1 ended below where it began: development mean 60.0 before the first step,"
+        " 57.5 after step 9"
     )
     assert "(a 50.0 to 45.0)" in fell and "stage1.lr" in fell and "evaluation.during.keep" in fell
     (rose,) = course(a=0.45, b=0.8, mean=0.625).lines()
     assert (
         rose
-        == "stage1: development mean 60.0 before the first step, 62.5 after step 9; lower: a 50.0 to 45.0"
+        == "stage1: development mean 60.0 before the first step, 62.5 after step 9; lower: a 50.0"
+        " to 45.0"
     )
     (level,) = course(a=0.5, b=0.7, mean=0.6).lines()
     assert "lower" not in level and "warning" not in level

@@ -1,4 +1,6 @@
-"""Scores while training: they move no weight, a continued run scores the same, and the best weights end the phase."""
+"""Scores while training: they move no weight, a continued run scores the same, and the best weights
+end the phase.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Faults of a training run: signals, a full disk, folders that cannot be used, a limit of memory, clocks that jump, lost heads."""
+"""Faults of a training run: signals, a full disk, folders that cannot be used, a limit of memory,
+clocks that jump, lost heads.
+"""
 
 from __future__ import annotations
 
@@ -216,12 +218,18 @@ def test_a_batch_without_anything_to_contrast_and_one_larger_than_the_data_are_r
     raw["adapters"]["retrieval"]["batch_size"] = 1
     with pytest.raises(
         BadInput,
-        match=r"adapters.retrieval: a batch of 1 row of 'qa' has no other row to contrast with \(gor\); set batch_size to 2",
+        match=(
+            r"adapters.retrieval: a batch of 1 row of 'qa' has no other row to contrast with"
+            r" \(gor\); set batch_size to 2"
+        ),
     ):
         tiny_run.train(raw, tmp_path / "run")
     with pytest.raises(
         BadInput,
-        match=r"stage1: a batch of 49 is larger than data set 'qa' with 48 rows; give a smaller batch_size",
+        match=(
+            r"stage1: a batch of 49 is larger than data set 'qa' with 48 rows; give a smaller"
+            r" batch_size"
+        ),
     ):
         tiny_run.train(recipe(home, batch_size=49), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -269,16 +277,21 @@ model = tiny.student("bert", layers=6).train()
 ids = [np.arange(5, 55, dtype=np.int32) for _ in range(600)]
 trained = list(model.backbone.parameters())
 
+def loss(vectors):
+    return {"x": vectors.square().mean()}, 0.0
+
 def run(limit):
     with workers(1) as threads:
-        gradients(model, ids[:8], lambda v: ({"x": v.square().mean()}, 0.0), {}, trained, seed=1, threads=threads)
+        gradients(model, ids[:8], loss, {}, trained, seed=1, threads=threads)
         if limit:
             used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + limit, -1))
         told = gradients(
-            model, ids, lambda v: ({"x": v.square().mean()}, 0.0), {}, trained, seed=1, threads=threads, micro_batch_tokens=30_000, keep_tokens=10**9
+            model, ids, loss, {}, trained, seed=1, threads=threads, micro_batch_tokens=30_000,
+            keep_tokens=10**9,
         )
-        return told[1], torch.cat([p.grad.flatten() for p in trained if p.grad is not None]), threads.halvings
+        moved = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+        return told[1], moved, threads.halvings
 
 wanted, plain, none = run(0)
 found, grads, halvings = run(int(sys.argv[2]) << 20)

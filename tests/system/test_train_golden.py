@@ -1,6 +1,8 @@
-"""Loss traces of a tiny recipe, kept as files: a change that moves a loss shows here, and is then made on purpose.
+"""Loss traces of a tiny recipe, kept as files: a change that moves a loss shows here, and is then
+made on purpose.
 
-To write them anew after a change that is meant: TASKDISTILL_WRITE_GOLDEN=1 python -m pytest tests/system/test_train_golden.py
+To write them anew after a change that is meant: TASKDISTILL_WRITE_GOLDEN=1 python -m pytest
+tests/system/test_train_golden.py
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 STEPS = 20
 PLACES = 9
 TOLERANCE = 1e-4
-"""Relative. The teacher's vectors are kept in half precision, and where last bits of matrix products differ between machines some round apart."""
+"""Relative. The teacher's vectors are kept in half precision, and where last bits of matrix
+products differ between machines some round apart.
+"""
 
 
 def test_losses_of_twenty_steps_of_every_phase(tmp_path):

@@ -1,4 +1,6 @@
-"""The loop under bad luck: losses and gradients that are not finite, a rate that destroys the weights, and what the log says."""
+"""The loop under bad luck: losses and gradients that are not finite, a rate that destroys the
+weights, and what the log says.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,10 @@ def test_too_many_in_a_row_end_the_work_with_a_valid_checkpoint(
     spoil(monkeypatch, set(range(4, 100)), "loss")
     with pytest.raises(
         WorkFailed,
-        match=r"not finite 3 times in a row, the last at step 6 \(rows .* the last checkpoint is that of step 6",
+        match=(
+            r"not finite 3 times in a row, the last at step 6 \(rows .* the last checkpoint is that"
+            r" of step 6"
+        ),
     ):
         tiny_run.train(stage1(home, max_bad_steps=2), tmp_path / "run")
     assert len(states) == 8 and unchanged(states[4], states[7])
@@ -212,8 +217,10 @@ def test_the_projection_is_trained_further_only_if_asked_for(home, tmp_path):
     for further in (False, True):
         raw = stage1(home)
         raw["adapters"] = {
-            "retrieval": tiny.recipe(home / "data", home / "teacher")["adapters"]["retrieval"]
-            | {"train_projection": further}
+            "retrieval": (
+                tiny.recipe(home / "data", home / "teacher")["adapters"]["retrieval"]
+                | {"train_projection": further}
+            )
         }
         out = tmp_path / f"run-{further}"
         tiny_run.train(raw, out)

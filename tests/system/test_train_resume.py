@@ -1,4 +1,6 @@
-"""A run stopped or killed anywhere goes on to the same bits; a run of other things does not go on at all."""
+"""A run stopped or killed anywhere goes on to the same bits; a run of other things does not go on
+at all.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +152,10 @@ def again(home: Path, out: Path, **changes: Any) -> tiny_run.Recorder:
 def test_another_recipe_is_refused_with_the_difference(home, stopped):
     with pytest.raises(
         BadInput,
-        match=r"begun with another recipe \(seed: 3 then, 4 now; stage1.lr: 0.001 then, 0.002 now\); use a new --out",
+        match=(
+            r"begun with another recipe \(seed: 3 then, 4 now; stage1.lr: 0.001 then, 0.002 now\);"
+            r" use a new --out"
+        ),
     ):
         again(home, stopped, stage1__lr=2e-3, seed=4)
     again(home, stopped, name="another", evaluation={})  # moves no weight
@@ -163,7 +168,10 @@ def test_a_phase_that_was_not_begun_may_change(home, stopped):
     raw["adapters"]["classification"]["lr"] *= 2
     with pytest.raises(
         BadInput,
-        match=r"retrieval.lr: .* or delete what was trained by it \(adapters.retrieval in its phases and checkpoints\)",
+        match=(
+            r"retrieval.lr: .* or delete what was trained by it \(adapters.retrieval in its phases"
+            r" and checkpoints\)"
+        ),
     ):
         again(
             home,
@@ -238,7 +246,10 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_gives_the_same_bits(
     path.write_bytes(data)
     with pytest.raises(
         BadInput,
-        match=r"step-0000003 is damaged: weights.safetensors.*delete this folder to continue from the one before",
+        match=(
+            r"step-0000003 is damaged: weights.safetensors.*delete this folder to continue from the"
+            r" one before"
+        ),
     ):
         again(home, stopped)
     shutil.rmtree(folder)
@@ -251,7 +262,10 @@ def test_a_damaged_finished_phase_is_refused(home, stopped):
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(
         BadInput,
-        match=r"phases/stage1 is damaged: weights.safetensors: .* bytes instead of .*delete this folder",
+        match=(
+            r"phases/stage1 is damaged: weights.safetensors: .* bytes instead of .*delete this"
+            r" folder"
+        ),
     ):
         again(home, stopped)
 

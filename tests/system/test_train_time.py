@@ -1,4 +1,6 @@
-"""Where a run's time went: every part of a step has its seconds, threads or not; the work of a step; and the profiler's trace."""
+"""Where a run's time went: every part of a step has its seconds, threads or not; the work of a
+step; and the profiler's trace.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Twenty steps by two and by three processes have the losses, gradient norms and weights of one, whatever happens on the way."""
+"""Twenty steps by two and by three processes have the losses, gradient norms and weights of one,
+whatever happens on the way.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ from helpers.trajectories import Case
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4}
 """Relative, of losses and gradient norms.
 
-Sums in another order differ by an epsilon (1e-16 and 6e-8) of the largest summand. AdamW divides gradients by their
-size, so that where a gradient is mathematically zero (the key biases of attention, which no loss sees) rounding
-itself becomes an update of up to the learning rate: in float32 1e-9 / (1e-9 + 1e-8), a tenth of it, in float64 a
-hundred-millionth. Such weights move no loss; the others differ by about 20 steps x epsilon x the condition of the
-loss, which clipping to 0.05 and prefixes of 4 numbers make about
-100: 20 x 6e-8 x 100 = 1e-4.
+Sums in another order differ by an epsilon (1e-16 and 6e-8) of the largest summand. AdamW divides
+gradients by their size, so that where a gradient is mathematically zero (the key biases of
+attention, which no loss sees) rounding itself becomes an update of up to the learning rate: in
+float32 1e-9 / (1e-9 + 1e-8), a tenth of it, in float64 a hundred-millionth. Such weights move no
+loss; the others differ by about 20 steps x epsilon x the condition of the loss, which clipping to
+0.05 and prefixes of 4 numbers make about 100: 20 x 6e-8 x 100 = 1e-4.
 """
 
 
@@ -59,7 +61,7 @@ def test_twenty_steps_of_every_phase_are_those_of_one_process(tmp_path, size, wh
     )
 
 
-def test_a_temperature_that_starts_below_its_floor_is_learned_from_there_and_logged_as_it_was_used():
+def test_a_temperature_below_its_floor_is_learned_from_there_and_logged_as_it_was_used():
     found = alone("retrieval, near the floor")["temperatures"]
     assert found[0] == pytest.approx(0.001, rel=1e-6) and min(found) >= 0.001 * (1 - 1e-6)
     assert len(set(found)) == len(found) and max(found) > 0.0011

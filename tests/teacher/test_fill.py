@@ -1,4 +1,6 @@
-"""Filling: kills, broken teachers, full disks and second writers leave a store that is right and can go on."""
+"""Filling: kills, broken teachers, full disks and second writers leave a store that is right and
+can go on.
+"""
 
 import errno
 import os
@@ -74,7 +76,9 @@ def test_killed_at_random_moments_it_resumes_to_an_uninterrupted_store(tmp_path)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("call", range(9))
 def test_killed_around_any_rename_it_resumes(tmp_path, call, after):
-    """Renames of a fill with two shards: manifest, folder, then vectors, keys and JSON of each shard."""
+    """Renames of a fill with two shards: manifest, folder, then vectors, keys and JSON of each
+    shard.
+    """
     teacher = FakeTeacher()
     if pid := os.fork():
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
@@ -231,7 +235,10 @@ def test_what_a_failing_teacher_already_gave_is_kept(tmp_path):
     texts = [f"{i}" for i in range(1000)]
     with pytest.raises(
         WorkFailed,
-        match=r"the endpoint is down; 512 of 1000 texts are safe in the store .*run the same command again",
+        match=(
+            r"the endpoint is down; 512 of 1000 texts are safe in the store .*run the same command"
+            r" again"
+        ),
     ):
         fill_store(store, texts, teacher)
     assert len(store) == 512
@@ -268,7 +275,10 @@ def test_a_full_disk_says_how_much_is_needed_and_keeps_earlier_shards(tmp_path, 
     needed = (300 - 200) * (2 * DIM + 16)
     with pytest.raises(
         WorkFailed,
-        match=rf"is full: the texts still to store need {needed} bytes, \d+ are free; 200 of 300 texts are safe",
+        match=(
+            rf"is full: the texts still to store need {needed} bytes, \d+ are free; 200 of 300"
+            r" texts are safe"
+        ),
     ):
         fill_store(store, TEXTS, teacher, shard_rows=100)
     monkeypatch.undo()

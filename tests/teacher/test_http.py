@@ -149,9 +149,12 @@ def test_a_lasting_fault_says_how_much_is_safe_and_the_next_run_goes_on(tmp_path
     asked = len(server.requests)
     assert fill_store(store, texts, teacher).embedded == 52
     sent = [len(body["input"]) for _, body, _ in server.requests[asked:]]
-    assert sorted(sent) == [1, 1, 1, 52], (
-        "a stored text, the missing ones, and of those two one again, alone, and the stored one"
-    )
+    assert sorted(sent) == [
+        1,
+        1,
+        1,
+        52,
+    ], "a stored text, the missing ones, and of those two one again, alone, and the stored one"
     assert np.array_equal(store.get(texts), stored(texts))
 
 
@@ -235,7 +238,9 @@ SHARD = 512
 
 
 def lied(tmp_path, server, lie, first, count, texts, known=()):
-    """Fill a store from a server that lies for a while; returns the texts that were stored and the error, if there was one."""
+    """Fill a store from a server that lies for a while; returns the texts that were stored and the
+    error, if there was one.
+    """
     teacher = HttpTeacher(server.url, "served", timeout=5.0, attempts=2, backoff=0.01, parallel=1)
     store = open_store(tmp_path, teacher.identity, None)
     if known:
@@ -260,7 +265,9 @@ def wrong(store, texts):
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.parametrize("known", [False, True], ids=["empty store", "with a store"])
 def test_a_plausible_lie_from_anywhere_on_is_not_stored(tmp_path, server, lie, known):
-    """Whatever the request at which it begins, and whether or not it ends: no wrong vector stays, and what was stored before does."""
+    """Whatever the request at which it begins, and whether or not it ends: no wrong vector stays,
+    and what was stored before does.
+    """
     rng = np.random.default_rng(len(lie))
     texts = [f"text {i} {'of more words ' * int(rng.integers(0, 4))}" for i in range(700)]
     for number in range(3):
@@ -304,7 +311,9 @@ def test_a_lie_told_of_every_text_is_said_in_one_line(tmp_path, server, lie):
 
 
 def test_what_asking_again_costs(tmp_path, server, teacher):
-    """Of 248 texts, one of each of the four requests and a stored one; at the end of a shard those of the last piece, one alone."""
+    """Of 248 texts, one of each of the four requests and a stored one; at the end of a shard those
+    of the last piece, one alone.
+    """
     texts = [f"text {i}" for i in range(2048)]
     report = fill_store(open_store(tmp_path, teacher.identity, None), texts, teacher)
     sent = sum(len(body["input"]) for _, body, _ in server.requests)

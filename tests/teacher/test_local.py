@@ -1,4 +1,6 @@
-"""The local teacher: texts as they are, the weights' hash in its identity, one sick text isolated."""
+"""The local teacher: texts as they are, the weights' hash in its identity, one sick text
+isolated.
+"""
 
 import shutil
 from pathlib import Path

@@ -35,9 +35,11 @@ def write(folder, texts=TEXTS, vectors=None, form="jsonl"):
         (folder / "texts.txt").write_text("".join(f"{text}\n" for text in texts), "utf-8")
     np.save(
         folder / "vectors.npy",
-        np.stack([vector(text) for text in texts]).astype(np.float32)
-        if vectors is None
-        else vectors,
+        (
+            np.stack([vector(text) for text in texts]).astype(np.float32)
+            if vectors is None
+            else vectors
+        ),
     )
     return folder
 

@@ -1,4 +1,6 @@
-"""The store: each distinct text once, one store an instruction, refusals that name the field, damage that is found."""
+"""The store: each distinct text once, one store an instruction, refusals that name the field,
+damage that is found.
+"""
 
 import json
 from dataclasses import replace
@@ -83,7 +85,10 @@ def test_views_with_one_instruction_share_one_store_and_the_teacher_reads_the_in
 
 def test_default_instructions_are_the_papers():
     told = InstructionConfig()
-    question = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:what"
+    question = (
+        "Instruct: Given a web search query, retrieve relevant passages that answer the"
+        " query\nQuery:what"
+    )
     assert view_text(told, "query", "what") == question
     assert view_text(told, "document", "what") == "what"
     assert (

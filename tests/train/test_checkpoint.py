@@ -1,4 +1,6 @@
-"""Checkpoints give back every bit, keep to the last few, and are refused where something differs; the log stays whole."""
+"""Checkpoints give back every bit, keep to the last few, and are refused where something differs;
+the log stays whole.
+"""
 
 from __future__ import annotations
 

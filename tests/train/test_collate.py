@@ -229,8 +229,14 @@ def test_stage_1_distils_hard_negatives_behind_the_pairs():
     rows = batch(RowKind.PAIRS, Pair("q", "p", ("n1", "n2", "n3")), Pair("r", "s", ("p",)))
     made = collate(rows, task=None, distil=True, negatives=2, distil_negatives=True)
     assert [(view, text) for view, text in made.teacher_texts()] == [
-        ("query", "q"), ("query", "r"), ("document", "p"), ("document", "s"), ("document", "n1"), ("document", "n2"), ("document", "p"),
-    ]  # fmt: skip
+        ("query", "q"),
+        ("query", "r"),
+        ("document", "p"),
+        ("document", "s"),
+        ("document", "n1"),
+        ("document", "n2"),
+        ("document", "p"),
+    ]
     assert [made.texts[place][1] for place, _ in made.distilled] == [
         "q",
         "r",

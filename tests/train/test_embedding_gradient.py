@@ -1,4 +1,6 @@
-"""The gradient of a token table is that of its step alone, whatever was done with the buffer before."""
+"""The gradient of a token table is that of its step alone, whatever was done with the buffer
+before.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The gradients of a step: cached = kept = one padded graph, whatever the workers and the cut into micro-batches."""
+"""The gradients of a step: cached = kept = one padded graph, whatever the workers and the cut into
+micro-batches.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from taskdistill.train.workers import workers
 
 
 class DropoutMasks:
-    """Records the masks of every dropout of a packed pass, and gives them again to a padded pass."""
+    """Records the masks of every dropout of a packed pass, and gives them again to a
+    padded pass.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.micros: list[tuple[np.ndarray, PackedBatch]] = []

@@ -254,7 +254,10 @@ def test_weights_are_the_paper_s_unless_the_recipe_says_otherwise():
     }
     with pytest.raises(
         BadInput,
-        match=r"adapters.retrieval.weights names 'gorr', which this task does not have; did you mean 'gor'",
+        match=(
+            r"adapters.retrieval.weights names 'gorr', which this task does not have; did you mean"
+            r" 'gor'"
+        ),
     ):
         weights_for(Task.RETRIEVAL, {"gorr": 1})
 

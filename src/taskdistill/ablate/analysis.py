@@ -1,4 +1,6 @@
-"""From finished runs to results: findings, verdict, curves, secondary scores, budgets and examples, as plain data."""
+"""From finished runs to results: findings, verdict, curves, secondary scores, budgets and examples,
+as plain data.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,7 @@ def analyze(
 ) -> dict[str, Any]:
     """Put everything together that results.json holds.
 
-    Args:
-        pilot: What `detectable` said before the run.
+    `pilot`: what `detectable` said before the run.
     """
     experiment = context.experiment
     names = [
@@ -139,11 +140,8 @@ def _sets(context: ExperimentContext) -> list[Any]:
 def units_of(by_arm: Mapping[str, Runs]) -> dict[str, dict[str, dict[str, NDArray[np.float64]]]]:
     """Stack the results of every query.
 
-    Args:
-        by_arm: Arm to its runs, in the order of seeds.
-
-    Returns:
-        Arm to variant to set to (seeds, queries).
+    `by_arm`: arm to its runs, in the order of seeds. Returns arm to variant to set to (seeds,
+    queries).
     """
     result: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
     for name, runs in by_arm.items():
@@ -166,12 +164,17 @@ def units_of(by_arm: Mapping[str, Runs]) -> dict[str, dict[str, dict[str, NDArra
 
 
 def _about(name: str, matched: Mapping[str, Any]) -> str:
-    """Say what an arm is; one that may not have as many steps as equal cost would give it is not called equal."""
+    """Say what an arm is; one that may not have as many steps as equal cost would give it is not
+    called equal.
+    """
     arm = arm_of(name)
     factor = matched.get(arm.matched or "")
     if not factor or factor["run"] is None or factor["run"] >= factor["factor"]:
         return arm.about
-    return f"C with {factor['run']:.1f} times the steps; as much as DC with its teacher would be {factor['factor']:,.0f} times"
+    return (
+        f"C with {factor['run']:.1f} times the steps; as much as DC with its teacher would be"
+        f" {factor['factor']:,.0f} times"
+    )
 
 
 def _arm(
@@ -280,9 +283,11 @@ def _curves(by_arm: Mapping[str, Runs], cost: Mapping[str, Any]) -> dict[str, An
     }
     if cost["cpu_seconds"] is not None:
         paid = {
-            name: float(cost["cpu_seconds"])
-            if any("distill" in t for t in arm_of(name).phases)
-            else 0.0
+            name: (
+                float(cost["cpu_seconds"])
+                if any("distill" in t for t in arm_of(name).phases)
+                else 0.0
+            )
             for name in shown
         }
         with_teacher = {
@@ -318,7 +323,8 @@ def _after(
     control = findings.get("D-shuffled - A0")
     if control is not None and control.bounds[0] > 0:
         result.append(
-            "The negative control beats the untrained base: permuted targets help, so part of what distillation gains is no knowledge of the teacher's."
+            "The negative control beats the untrained base: permuted targets help, so part of what"
+            " distillation gains is no knowledge of the teacher's."
         )
     clipped = {
         name: np.mean(
@@ -329,17 +335,20 @@ def _after(
     if max(clipped.values()) - min(clipped.values()) > 0.1:
         listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in clipped.items())
         result.append(
-            f"Gradients were clipped in different shares of the steps ({listed}): the arms' steps differ in length for that reason too."
+            f"Gradients were clipped in different shares of the steps ({listed}): the arms' steps"
+            " differ in length for that reason too."
         )
     for kind, message in (("flops", "floating-point work"), ("seconds", "CPU-seconds")):
         each = matched.get(kind) or {}
         if each.get("factor") is None:
             result.append(
-                f"What the teacher costs in {message} is not known here, so contrast alone was not run at equal {message}."
+                f"What the teacher costs in {message} is not known here, so contrast alone was not"
+                f" run at equal {message}."
             )
         elif f"C-{kind}" in by_arm and each["factor"] > each["run"]:
             result.append(
-                f"Equal {message} would give contrast alone {each['factor']:,.0f} times the steps; it got {each['run']:.1f} times, the most allowed."
+                f"Equal {message} would give contrast alone {each['factor']:,.0f} times the steps;"
+                f" it got {each['run']:.1f} times, the most allowed."
             )
     skipped = sum(run["budget"]["skipped_steps"] for runs in by_arm.values() for run in runs)
     if skipped:

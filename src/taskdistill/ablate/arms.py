@@ -1,4 +1,6 @@
-"""The arms: what each one trains on, in which phases, and which other arm it differs from in one thing only."""
+"""The arms: what each one trains on, in which phases, and which other arm it differs from in one
+thing only.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ class Arm:
         phases: Loss terms of each phase; none for the untrained base.
         like: The arm whose tuned settings it takes, where it differs from that in one factor.
         gor: Whether the spread-out regulariser (GOR) is added.
-        matryoshka: Whether every term is taken over prefixes too, as the recipe says, or over whole vectors only.
+        matryoshka: Whether every term is taken over prefixes too, as the recipe says, or over whole
+            vectors only.
         shuffled: Whether the teacher's targets are permuted within the batch: the negative control.
         large: Whether the batch is `large_batch` times as large.
-        matched: What it gets as much of as DC has, teacher included: `flops`, `seconds`, or nothing beyond equal steps.
+        matched: What it gets as much of as DC has, teacher included: `flops`, `seconds`, or nothing
+            beyond equal steps.
     """
 
     name: str

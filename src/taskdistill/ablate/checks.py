@@ -1,4 +1,6 @@
-"""What must hold before and after the run, checked by software; and what a reader must know before trusting a number."""
+"""What must hold before and after the run, checked by software; and what a reader must know before
+trusting a number.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,10 @@ FROZEN = "experiment.json"
 
 
 def freeze(experiment: Experiment, out: Path) -> dict[str, Any]:
-    """Write down the experiment and what is expected of it, before anything is run; later runs must be the same experiment.
+    """Write down the experiment and what is expected of it, before anything is run; later runs must
+    be the same experiment.
 
-    Raises:
-        BadInput: If the folder is of something else, or of another experiment.
+    Raises BadInput if the folder is of something else, or of another experiment.
     """
     for name in ("results.json", "report.html"):
         check_output(out / name)
@@ -44,7 +46,8 @@ def freeze(experiment: Experiment, out: Path) -> dict[str, Any]:
         before = read_sealed(path, "restore it from a copy, or use a new --out")
         if before["digest"] != frozen["digest"]:
             raise BadInput(
-                f"{out} was frozen as another experiment ({_difference(before, frozen)}); an experiment is not changed: use a new --out"
+                f"{out} was frozen as another experiment ({_difference(before, frozen)}); an"
+                " experiment is not changed: use a new --out"
             )
         return frozen
     if os.path.lexists(out) and (not out.is_dir() or foreign_names(out, FROZEN)):
@@ -68,8 +71,7 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 def check_base(experiment: Experiment) -> None:
     """Refuse a base that was itself distilled: contrast alone would start from the teacher.
 
-    Raises:
-        BadInput: If the student starts from a model folder that names its teacher.
+    Raises BadInput if the student starts from a model folder that names its teacher.
     """
     init = experiment.recipe.student.init
     if init in ("teacher", "config"):
@@ -79,16 +81,15 @@ def check_base(experiment: Experiment) -> None:
         return
     if details := read_manifest(folder, "model").get("settings", {}).get("teacher"):
         raise BadInput(
-            f"student.init {init!r} was distilled from {details.get('model')!r}: contrast alone on a distilled base is not contrast alone; "
-            "start from a checkpoint without a teacher"
+            f"student.init {init!r} was distilled from {details.get('model')!r}: contrast alone on"
+            " a distilled base is not contrast alone; start from a checkpoint without a teacher"
         )
 
 
 def check_negatives(experiment: Experiment, root: Path) -> None:
     """Refuse hard negatives of a mined folder whose manifest says that a teacher chose them.
 
-    Raises:
-        BadInput: If negatives are used and a source's were mined with a teacher's vectors.
+    Raises BadInput if negatives are used and a source's were mined with a teacher's vectors.
     """
     if not experiment.ablation.negatives:
         return
@@ -99,16 +100,17 @@ def check_negatives(experiment: Experiment, root: Path) -> None:
             made_by = read_manifest(folder).get("fingerprint", {}).get("vectors", {})
             if teacher := made_by.get("teacher"):
                 raise BadInput(
-                    f"the negatives of source {name!r} were mined by the teacher {teacher.get('model')!r}: they are its signal, and C would not be "
-                    "without it; mine them with the student (taskdistill mine --model), or set ablation.negatives to 0"
+                    f"the negatives of source {name!r} were mined by the teacher"
+                    f" {teacher.get('model')!r}: they are its signal, and C would not be without"
+                    " it; mine them with the student (taskdistill mine --model), or set"
+                    " ablation.negatives to 0"
                 )
 
 
 def seen_in_training(context: ExperimentContext, sets: ExperimentSets) -> dict[str, dict[str, int]]:
     """Count the test texts that occur in the training rows, exactly or by 13 words in a row.
 
-    Returns:
-        Set to `texts`, `exact` and `near`.
+    Returns set to `texts`, `exact` and `near`.
     """
     train = list(
         dict.fromkeys(
@@ -124,13 +126,11 @@ def seen_in_training(context: ExperimentContext, sets: ExperimentSets) -> dict[s
 
 
 def check_same(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Hold the finished arms to common random numbers: one checkpoint, and per seed one initial projection and one order of rows.
+    """Hold the finished arms to common random numbers: one checkpoint, and per seed one initial
+    projection and one order of rows.
 
-    Returns:
-        The checkpoint's hash, and per seed those of batches and projection.
-
-    Raises:
-        WorkFailed: If two arms differ where they must not.
+    Returns the checkpoint's hash, and per seed those of batches and projection. Raises WorkFailed
+    if two arms differ where they must not.
     """
     outcome: dict[str, Any] = {"checkpoint": None, "seeds": {}}
     for result in results:
@@ -155,42 +155,51 @@ def _agree(result: dict[str, Any], name: str, value: str, where: str) -> None:
         result[name] = value
     elif result[name] != value:
         raise WorkFailed(
-            f"{where} has other {name} than the arms before it ({value} instead of {result[name]}): nothing can be compared"
+            f"{where} has other {name} than the arms before it ({value} instead of {result[name]}):"
+            " nothing can be compared"
         )
 
 
 def warnings(
     experiment: Experiment, sets: ExperimentSets, seen: Mapping[str, Mapping[str, int]]
 ) -> list[str]:
-    """List what a reader must know before trusting a number, as far as it is known before the run."""
+    """List what a reader must know before trusting a number, as far as it is known before
+    the run.
+    """
     ablation, recipe = experiment.ablation, experiment.recipe
     result = []
     if recipe.student.init == "teacher":
         result.append(
-            "The base is made of the teacher's own layers, so every arm starts with something of the teacher, contrast alone too."
+            "The base is made of the teacher's own layers, so every arm starts with something of"
+            " the teacher, contrast alone too."
         )
     if ablation.seeds < 5:
         result.append(
-            f"{_counted(ablation.seeds, 'seed')} of {', '.join(CORE)}: five are the least from which chance in training can be told."
+            f"{_counted(ablation.seeds, 'seed')} of {', '.join(CORE)}: five are the least from"
+            " which chance in training can be told."
         )
     if len(sets.primary) < RANDOM_EFFECT:
         result.append(
-            f"{_counted(len(sets.primary), 'test set')} of retrieval: intervals hold for these sets, not for sets in general (from {RANDOM_EFFECT} on)."
+            f"{_counted(len(sets.primary), 'test set')} of retrieval: intervals hold for these"
+            f" sets, not for sets in general (from {RANDOM_EFFECT} on)."
         )
     sizes = {each.name: len(sets.data(each).queries) for each in sets.primary}  # type: ignore[union-attr]
     if max(sizes.values()) > 3 * min(sizes.values()):
         listed = ", ".join(f"{name} {n:,}" for name, n in sizes.items())
         result.append(
-            f"The primary metric is the mean over sets of very different size, each counting equally ({listed} queries)."
+            "The primary metric is the mean over sets of very different size, each counting"
+            f" equally ({listed} queries)."
         )
     for name, counts in seen.items():
         if counts["exact"] or counts["near"]:
             share = 100 * (counts["exact"] + counts["near"]) / counts["texts"]
             result.append(
-                f"{name}: {counts['exact']:,} texts occur in the training rows and {counts['near']:,} share 13 words with them ({share:.1f} %)."
+                f"{name}: {counts['exact']:,} texts occur in the training rows and"
+                f" {counts['near']:,} share 13 words with them ({share:.1f} %)."
             )
     result.append(
-        "What the teacher itself was trained on is not known here: it may have seen the test sets, and arms with a teacher inherit that."
+        "What the teacher itself was trained on is not known here: it may have seen the test sets,"
+        " and arms with a teacher inherit that."
     )
     if experiment.left_out:
         result.append(

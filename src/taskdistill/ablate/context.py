@@ -1,4 +1,6 @@
-"""What every process of an experiment works with: rows, teacher store, evaluation sets and the base checkpoint."""
+"""What every process of an experiment works with: rows, teacher store, evaluation sets and the base
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,8 @@ class ExperimentContext:
         if stage.rope_theta is not None and rope_theta(student.module.backbone) is None:
             kind = student.module.backbone.config.model_type
             raise BadInput(
-                f"stage1.rope_theta has no effect: a {kind} backbone has no rotary positions; remove it"
+                f"stage1.rope_theta has no effect: a {kind} backbone has no rotary positions;"
+                " remove it"
             )
         return student
 
@@ -89,7 +92,9 @@ class ExperimentContext:
 
     @cached_property
     def once(self) -> CachedTokenizer | None:
-        """The base's tokenizer that remembers the training texts, for a static student; None for another, whose steps are long."""
+        """The base's tokenizer that remembers the training texts, for a static student; None for
+        another, whose steps are long.
+        """
         return CachedTokenizer(self.base.tokenizer) if is_static(self.experiment) else None
 
     @cached_property
@@ -104,7 +109,9 @@ class ExperimentContext:
 
     @cached_property
     def checkpoint_hash(self) -> str:
-        """Hash of the base's weights, tokenizer, pooling, prompts and lengths, taken before the first step."""
+        """Hash of the base's weights, tokenizer, pooling, prompts and lengths, taken before the
+        first step.
+        """
         module = self.base.module
         stage, settings = self.experiment.recipe.first_stage(), self.base.settings
         pooling = module.pooling.value if isinstance(module, TransformerModel) else "static"
@@ -122,7 +129,9 @@ class ExperimentContext:
 
     @property
     def truncations(self) -> tuple[int, ...]:
-        """Sizes to which vectors are cut when they are scored: those of the evaluation, otherwise those trained for."""
+        """Sizes to which vectors are cut when they are scored: those of the evaluation, otherwise
+        those trained for.
+        """
         return tuple(self.experiment.recipe.evaluation.dims or self.base.settings.matryoshka_dims)
 
     def fresh(self) -> Model:
@@ -134,19 +143,14 @@ class ExperimentContext:
         return self.base
 
     def plan(self, seed: int, arm: Arm | None = None) -> BatchPlan:
-        """Return the batches of a seed.
-
-        Args:
-            arm: Only asked whether its batch is larger.
-        """
+        """Return the batches of a seed. `arm`: only asked whether its batch is larger."""
         times = self.experiment.ablation.large_batch if arm is not None and arm.large else 1
         return batch_plan(self.experiment, self.datasets, seed, times)
 
     def teacher_texts(self, seed: int, steps: int) -> dict[View, list[str]]:
         """List the distinct texts that some steps compare with the teacher.
 
-        Returns:
-            View to texts, in the order of first use.
+        Returns view to texts, in the order of first use.
         """
         plan, result = self.plan(seed), dict[View, dict[str, None]]()
         for step in range(steps):
@@ -165,11 +169,8 @@ def open_context(
 ) -> ExperimentContext:
     """Read what an experiment needs.
 
-    Args:
-        recipe_folder: Where the recipe file is, for relative paths in it.
-
-    Raises:
-        BadInput: If data, teacher or sets cannot be used.
+    `recipe_folder`: where the recipe file is, for relative paths in it. Raises BadInput if data,
+    teacher or sets cannot be used.
     """
     progress = progress or SilentProgress()
     recipe = experiment.recipe
@@ -201,17 +202,12 @@ def fill_teacher_store(
     progress: Progress,
     reopen: Callable[[], ExperimentContext],
 ) -> ExperimentContext:
-    """Embed every text that some arm will compare with the teacher; rows with a text that has no vector are left out everywhere.
+    """Embed every text that some arm will compare with the teacher; rows with a text that has no
+    vector are left out everywhere.
 
-    Args:
-        seeds_and_steps: Seed to the most steps that distil with it.
-        reopen: Opens the context again, without unusable rows.
-
-    Returns:
-        The context, opened again if rows were left out.
-
-    Raises:
-        WorkFailed: If new texts keep turning up without a vector.
+    `seeds_and_steps`: seed to the most steps that distil with it. `reopen`: opens the context
+    again, without unusable rows. Returns the context, opened again if rows were left out. Raises
+    WorkFailed if new texts keep turning up without a vector.
     """
     left_out: set[str] = set()
     for _ in range(FILL_ROUNDS):
@@ -226,7 +222,8 @@ def fill_teacher_store(
                 progress.stage(f"embedding {new:,} texts with the teacher")
             report = fill_store(store, list(result), context.teacher, progress=progress.count)
             progress.note(
-                f"teacher store: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded"
+                f"teacher store: {report.distinct:,} distinct texts, {report.found:,} already"
+                f" there, {report.embedded:,} embedded"
             )
             missing.update(store.missing(list(result)))
         if not missing:
@@ -236,7 +233,8 @@ def fill_teacher_store(
         write_sealed(context.out / UNUSABLE, {"texts": sorted(left_out)})
         context = reopen()
     raise WorkFailed(
-        f"the teacher keeps giving unusable vectors, the last for {sorted(left_out)[0][:60]!r}; look at the teacher"
+        f"the teacher keeps giving unusable vectors, the last for {sorted(left_out)[0][:60]!r};"
+        " look at the teacher"
     )
 
 

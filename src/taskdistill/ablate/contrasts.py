@@ -32,7 +32,8 @@ class Contrast:
     """A weighted sum of arms' scores.
 
     Attributes:
-        family: Contrasts of one family are corrected together; those of the claim are not corrected.
+        family: Contrasts of one family are corrected together; those of the claim are not
+            corrected.
         weights: (arm, variant of the vectors) to weight.
     """
 
@@ -45,8 +46,7 @@ class Contrast:
 def contrasts(arms: Sequence[str], dims: Sequence[str]) -> list[Contrast]:
     """List the contrasts that some arms allow.
 
-    Args:
-        dims: Names of the truncated variants, such as `dim-64`.
+    `dims`: names of the truncated variants, such as `dim-64`.
     """
     return [each for each in _listed(dims) if all(arm in arms for arm, _ in each.weights)]
 
@@ -129,15 +129,8 @@ def _loss(arm: str, variant: str, sign: float = 1.0) -> dict[tuple[str, str], fl
 def values(units: Units, weights: Mapping[tuple[str, str], float]) -> Values:
     """Compute a contrast for every seed and query, over the seeds that its arms share.
 
-    Args:
-        units: Scores; the untrained base has one row, which counts for every seed.
-        weights: (arm, variant) to weight.
-
-    Returns:
-        Set to (seeds, queries).
-
-    Raises:
-        BadInput: If an arm was not run.
+    `units`: scores; the untrained base has one row, which counts for every seed. `weights`: (arm,
+    variant) to weight. Returns set to (seeds, queries). Raises BadInput if an arm was not run.
     """
     for arm, variant in weights:
         if variant not in units.get(arm, {}):

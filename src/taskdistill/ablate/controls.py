@@ -1,4 +1,6 @@
-"""The positive control: the teacher's own weights, read as a student is read, must score as the teacher does."""
+"""The positive control: the teacher's own weights, read as a student is read, must score as the
+teacher does.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,11 @@ TOLERANCE = 0.01
 
 
 def positive_control(context: ExperimentContext) -> dict[str, Any] | None:
-    """Score the teacher's weights through the students' path, and the teacher through its store, on the dev sets; done once.
+    """Score the teacher's weights through the students' path, and the teacher through its store, on
+    the dev sets; done once.
 
-    Returns:
-        `student`, `teacher` (set to score) and `retention`; None where the teacher's weights are not here, or where it is
-        told something after the text, which no prompt can say.
+    Returns `student`, `teacher` (set to score) and `retention`; None where the teacher's weights
+    are not here, or where it is told something after the text, which no prompt can say.
     """
     path, recipe = context.out / FILE, context.experiment.recipe
     if path.is_file():
@@ -50,9 +52,9 @@ def positive_control(context: ExperimentContext) -> dict[str, Any] | None:
     result = {
         "student": student,
         "teacher": teacher,
-        "retention": macro(student, context.sets.dev) / teacher_score
-        if teacher_score > 0
-        else None,
+        "retention": (
+            macro(student, context.sets.dev) / teacher_score if teacher_score > 0 else None
+        ),
     }
     write_sealed(path, result)
     return result
@@ -71,6 +73,7 @@ def control_warning(found: Mapping[str, Any] | None) -> list[str]:
     if found is None or found["retention"] is None or abs(found["retention"] - 1) <= TOLERANCE:
         return []
     return [
-        f"The positive control failed: the teacher's own weights, read as a student, keep {100 * found['retention']:.1f} % of its score instead of "
-        "100 %. Students and teacher are not measured alike."
+        "The positive control failed: the teacher's own weights, read as a student, keep"
+        f" {100 * found['retention']:.1f} % of its score instead of 100 %. Students and teacher are"
+        " not measured alike."
     ]

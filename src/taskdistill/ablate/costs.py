@@ -30,8 +30,8 @@ def student_flops(
 ) -> float:
     """Add up the floating-point work of training steps.
 
-    Returns:
-        What the log counted; for a static table three additions a token and dimension (forward, backward, gradient).
+    Returns what the log counted; for a static table three additions a token and dimension (forward,
+    backward, gradient).
     """
     if isinstance(module, StaticModel):
         return float(3 * module.embedding_dim * sum(record["tokens"] for record in records))
@@ -39,11 +39,11 @@ def student_flops(
 
 
 def teacher_cost(context: ExperimentContext, steps: int) -> dict[str, Any]:
-    """Measure what the teacher's vectors of one run cost, each distinct text once; kept on disk, so that it is measured once.
+    """Measure what the teacher's vectors of one run cost, each distinct text once; kept on disk, so
+    that it is measured once.
 
-    Returns:
-        `texts` and `tokens` of a run, `cpu_seconds` and `flops` in all; the last two None where the teacher does not
-        run here.
+    Returns `texts` and `tokens` of a run, `cpu_seconds` and `flops` in all; the last two None where
+    the teacher does not run here.
     """
     path = context.out / FILE
     if path.is_file():
@@ -78,14 +78,12 @@ def teacher_cost(context: ExperimentContext, steps: int) -> dict[str, Any]:
 def matched_factor(
     kind: str, teacher: dict[str, Any], combined: dict[str, float], contrast: dict[str, float]
 ) -> float | None:
-    """Say how many times the steps contrast alone gets so that it costs as much as both losses with their teacher.
+    """Say how many times the steps contrast alone gets so that it costs as much as both losses with
+    their teacher.
 
-    Args:
-        combined: `student_flops` and `cpu_seconds` of DC, mean over seeds.
-        contrast: The same of C.
-
-    Returns:
-        (cost of DC + cost of the teacher) / cost of C at equal steps; None where the teacher's cost is not known.
+    `combined`: `student_flops` and `cpu_seconds` of DC, mean over seeds. `contrast`: the same of C.
+    Returns (cost of DC + cost of the teacher) / cost of C at equal steps; None where the teacher's
+    cost is not known.
     """
     name, budget_key = (
         ("flops", "student_flops") if kind == "flops" else ("cpu_seconds", "cpu_seconds")

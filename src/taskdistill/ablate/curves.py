@@ -1,4 +1,6 @@
-"""Learning curves on steps and CPU-seconds: where they cross, whether the order still changes, and scores at equal distance."""
+"""Learning curves on steps and CPU-seconds: where they cross, whether the order still changes, and
+scores at equal distance.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,8 @@ def mean_curve(
 ) -> Curve:
     """Average an arm's curves over its seeds.
 
-    Args:
-        x: `step`, `cpu_seconds` or `distance`.
-        start: Score of the untrained base, put at 0; None leaves the curve as it is.
-        paid: Added to x: what the arm had to pay before its first step.
+    `x`: `step`, `cpu_seconds` or `distance`. `start`: score of the untrained base, put at 0; None
+    leaves the curve as it is. `paid`: added to x: what the arm had to pay before its first step.
     """
     shared = min(len(points) for points in curves)
     xs = (
@@ -45,8 +45,8 @@ def mean_curve(
 def crossings(a: Curve, b: Curve) -> list[float]:
     """Find where one curve passes another.
 
-    Returns:
-        Values of x, by straight lines between the points, within the range that both cover; a common start is no crossing.
+    Returns values of x, by straight lines between the points, within the range that both cover; a
+    common start is no crossing.
     """
     low, high = max(a[0, 0], b[0, 0]), min(a[-1, 0], b[-1, 0])
     xs = np.unique(np.concatenate([a[:, 0], b[:, 0]]))
@@ -65,11 +65,7 @@ def crossings(a: Curve, b: Curve) -> list[float]:
 
 
 def all_crossings(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
-    """Find the crossings of every two arms.
-
-    Returns:
-        `arms` and `at` for each two that cross.
-    """
+    """Find the crossings of every two arms. Returns `arms` and `at` for each two that cross."""
     return [
         {"arms": [a, b], "at": at}
         for a, b in combinations(curves, 2)
@@ -80,8 +76,7 @@ def all_crossings(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
 def still_changing(curves: Mapping[str, Curve]) -> list[str]:
     """Say which arms changed places in the last fifth of the steps.
 
-    Returns:
-        A sentence for each two arms whose order changed; empty if the order stood.
+    Returns a sentence for each two arms whose order changed; empty if the order stood.
     """
     result = []
     for a, b in combinations(curves, 2):
@@ -95,8 +90,8 @@ def still_changing(curves: Mapping[str, Curve]) -> list[str]:
 def at_equal_distance(curves: Mapping[str, Curve]) -> tuple[float, dict[str, float]]:
     """Compare dev scores where every arm has moved the weights as far as the one that moved least.
 
-    A sum of losses has larger gradients than one of them; with AdamW the steps still differ in length, so that equal
-    steps are not equal distances.
+    A sum of losses has larger gradients than one of them; with AdamW the steps still differ in
+    length, so that equal steps are not equal distances.
     """
     reach = min(float(curve[:, 0].max()) for curve in curves.values())
     return reach, {arm: _first_at(curve, reach) for arm, curve in curves.items()}

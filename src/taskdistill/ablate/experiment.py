@@ -1,4 +1,6 @@
-"""The whole experiment, resumable: freeze, tune, pilot, every arm and seed, costs matched, teacher, analysis and report."""
+"""The whole experiment, resumable: freeze, tune, pilot, every arm and seed, costs matched, teacher,
+analysis and report.
+"""
 
 from __future__ import annotations
 
@@ -59,13 +61,9 @@ def ablate(
 ) -> dict[str, Any]:
     """Run an experiment into a folder; run again after any interruption, it continues.
 
-    Args:
-        recipe_folder: Where the recipe file is, for relative paths in it.
-        jobs: Arms trained at once, each in a process of its own.
-        should_stop: Asked before every step; true saves and stops.
-
-    Raises:
-        BadInput: If the experiment cannot be run as it is, or the folder is another one's.
+    `recipe_folder`: where the recipe file is, for relative paths in it. `jobs`: arms trained at
+    once, each in a process of its own. `should_stop`: asked before every step; true saves and
+    stops. Raises BadInput if the experiment cannot be run as it is, or the folder is another one's.
     """
     if jobs < 1:
         raise BadInput(f"--jobs {jobs}: needs 1 or more")
@@ -91,7 +89,8 @@ def ablate(
             partial(open_context, **reopen),
         )
         progress.note(
-            f"device {context.device} ({device_name(context.device)}), passes of training in {context.arithmetic}"
+            f"device {context.device} ({device_name(context.device)}), passes of training in"
+            f" {context.arithmetic}"
         )
         check_negatives(experiment, context.root)
         seen = seen_in_training(context, context.sets)
@@ -140,7 +139,9 @@ def _distilled(experiment: Experiment) -> dict[int, int]:
 
 
 def _tune(pool: RunPool) -> tuple[dict[str, Hyperparameters], dict[str, list[dict[str, Any]]]]:
-    """Try the same settings for every tuned arm; D comes first, since second phases start from its best."""
+    """Try the same settings for every tuned arm; D comes first, since second phases start from its
+    best.
+    """
     experiment = pool.context.experiment
     points: dict[str, Hyperparameters] = {}
     trials: dict[str, list[dict[str, Any]]] = {}
@@ -154,7 +155,8 @@ def _tune(pool: RunPool) -> tuple[dict[str, Hyperparameters], dict[str, list[dic
         if not wave:
             continue
         pool.progress.stage(
-            f"tuning {', '.join(arm.name for arm in wave)}: {experiment.ablation.trials} settings each, on the dev sets"
+            f"tuning {', '.join(arm.name for arm in wave)}: {experiment.ablation.trials} settings"
+            " each, on the dev sets"
         )
         specs = {
             arm.name: trial_specs(experiment, arm, points["D"] if len(arm.phases) > 1 else None)
@@ -193,7 +195,9 @@ def run_training_of(
 
 
 def _pilot(pool: RunPool, points: dict[str, Hyperparameters]) -> dict[str, Any]:
-    """Run DC with the first seeds and say the smallest detectable effect before any arm is compared with another."""
+    """Run DC with the first seeds and say the smallest detectable effect before any arm is compared
+    with another.
+    """
     experiment, path = pool.context.experiment, pool.context.out / PILOT
     arm = arm_of("DC")
     seeds = experiment.seeds_of(arm)[: experiment.ablation.pilot_seeds]
@@ -214,7 +218,8 @@ def _run_arms(pool: RunPool, points: dict[str, Hyperparameters]) -> list[dict[st
         for seed in experiment.seeds_of(arm)
     ]
     pool.progress.stage(
-        f"{len(specs)} runs of {len({spec.arm for spec in specs})} arms, {experiment.recipe.first_stage().steps:,} steps each"
+        f"{len(specs)} runs of {len({spec.arm for spec in specs})} arms,"
+        f" {experiment.recipe.first_stage().steps:,} steps each"
     )
     return pool.run(specs)
 
@@ -222,7 +227,9 @@ def _run_arms(pool: RunPool, points: dict[str, Hyperparameters]) -> list[dict[st
 def _match_costs(
     pool: RunPool, points: dict[str, Hyperparameters], runs: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run contrast alone for as long as it costs what DC and its teacher cost; the factors are kept, since seconds vary."""
+    """Run contrast alone for as long as it costs what DC and its teacher cost; the factors are
+    kept, since seconds vary.
+    """
     experiment, path = pool.context.experiment, pool.context.out / MATCHED
     steps = experiment.recipe.first_stage().steps
     factors: dict[str, Any] = (

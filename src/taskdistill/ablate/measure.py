@@ -1,4 +1,6 @@
-"""Scores of one model: every query's result, uncompressed, as sign bits and truncated, on the sets of the experiment."""
+"""Scores of one model: every query's result, uncompressed, as sign bits and truncated, on the sets
+of the experiment.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from taskdistill.quantization import Int8Ranges, truncate
 from taskdistill.types import Precision
 
 WHOLE, BINARY = "float", "binary"
-"""Variants of a set's vectors: as they are, and one sign bit a dimension; `dim-64` and the like are truncations."""
+"""Variants of a set's vectors: as they are, and one sign bit a dimension; `dim-64` and the like are
+truncations.
+"""
 
 _DIGITS = 6
 
@@ -46,11 +50,7 @@ class ExperimentSets:
     def data(self, each: EvalSet) -> SetData:
         """Read a set, or return what was read before.
 
-        Args:
-            each: One of the sets.
-
-        Returns:
-            Its data, cut to the queries that the recipe allows.
+        `each`: one of the sets. Returns its data, cut to the queries that the recipe allows.
         """
         key = f"{each.split} {each.name}"
         if key not in self._read:
@@ -64,15 +64,17 @@ class ExperimentSets:
 
 
 class TokenEmbedder:
-    """A student as evaluation sees it; the tokens of a text are made once, however many students encode it."""
+    """A student as evaluation sees it; the tokens of a text are made once, however many students
+    encode it.
+    """
 
     def __init__(
         self, encoder: Encoder, known: dict[tuple[str, str], NDArray[np.int32]], *, name: str
     ) -> None:
         """Wrap an encoder.
 
-        Args:
-            known: Prompt and text to token ids; filled here, for students of the same tokenizer and length.
+        `known`: prompt and text to token ids; filled here, for students of the same tokenizer and
+        length.
         """
         self.encoder, self.known, self.name = encoder, known, name
 
@@ -81,11 +83,8 @@ class TokenEmbedder:
     ) -> NDArray[np.float32]:
         """Encode texts.
 
-        Args:
-            task: Ignored: a student of the ablation has no adapters.
-
-        Returns:
-            float32 `(n, D)`, unit rows.
+        `task`: ignored: a student of the ablation has no adapters. Returns float32 `(n, D)`, unit
+        rows.
         """
         prompt = self.encoder.prompt_text(prompt_name)
         if new := list(dict.fromkeys(text for text in texts if (prompt, text) not in self.known)):
@@ -108,11 +107,8 @@ class TokenEmbedder:
 def open_sets(experiment: Experiment, root: Path) -> ExperimentSets:
     """Find the sets that the recipe's evaluation names.
 
-    Args:
-        root: The data folder, unless `evaluation.root` names another.
-
-    Raises:
-        BadInput: If no test set is for retrieval, no dev set is, or a dev set is a test set too.
+    `root`: the data folder, unless `evaluation.root` names another. Raises BadInput if no test set
+    is for retrieval, no dev set is, or a dev set is a test set too.
     """
     requested = experiment.recipe.evaluation
     folder = Path(requested.root or root)
@@ -121,12 +117,14 @@ def open_sets(experiment: Experiment, root: Path) -> ExperimentSets:
     if both := {each.files for each in test} & {each.files for each in dev}:
         names = [each.name for each in dev if each.files in both]
         raise BadInput(
-            f"evaluation.dev and evaluation.sets share {names}; tuning on a test set spoils it: name other dev sets"
+            f"evaluation.dev and evaluation.sets share {names}; tuning on a test set spoils it:"
+            " name other dev sets"
         )
     primary = [each for each in test if each.kind == "retrieval"]
     if not primary:
         raise BadInput(
-            "evaluation.sets has no retrieval set; the claim is about nDCG@10: name one such as retrieval/scifact"
+            "evaluation.sets has no retrieval set; the claim is about nDCG@10: name one such as"
+            " retrieval/scifact"
         )
     if not any(each.kind == "retrieval" for each in dev):
         raise BadInput("evaluation.dev has no retrieval set; arms are tuned for nDCG@10: name one")
@@ -176,9 +174,8 @@ def test_scores(
 ) -> dict[str, dict[str, Any]]:
     """Score a model on the test sets.
 
-    Returns:
-        Set to `kind`, `metric`, `n`, `score`, `scores` (further metrics) and, for retrieval, `units`: variant to one
-        nDCG@10 a query.
+    Returns set to `kind`, `metric`, `n`, `score`, `scores` (further metrics) and, for retrieval,
+    `units`: variant to one nDCG@10 a query.
     """
     result: dict[str, dict[str, Any]] = {}
     for each in (*sets.primary, *sets.secondary):

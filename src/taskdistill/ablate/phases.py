@@ -1,4 +1,6 @@
-"""From an arm and a seed to the phases that the loop runs: the same batches, base and initial projection in every arm."""
+"""From an arm and a seed to the phases that the loop runs: the same batches, base and initial
+projection in every arm.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ LABEL = "ablation"
 """The label under which every arm draws its batches; the arm's name is no part of it."""
 
 SHUFFLED = "distill_shuffled"
-"""Name of the distillation term of the negative control, so that no log takes it for distillation."""
+"""Name of the distillation term of the negative control, so that no log takes it for distillation.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,23 +76,21 @@ def initial_projection(
 ) -> Projection | None:
     """Draw the projection that every arm of a seed starts with.
 
-    Returns:
-        The map, or None where the recipe wants none.
-
-    Raises:
-        BadInput: If the recipe wants none but the sizes differ.
+    Returns the map, or None where the recipe wants none. Raises BadInput if the recipe wants none
+    but the sizes differ.
     """
     stage = experiment.recipe.first_stage()
     if stage.projection == "none":
         if teacher_dim != module.embedding_dim:
             raise BadInput(
-                f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}"
+                f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the"
+                f" student {module.embedding_dim}"
             )
         return None
     if stage.projection_init not in ("auto", "default", "identity"):
         raise BadInput(
-            f"stage1.projection_init is {stage.projection_init}; ablate starts every arm of a seed from one drawn projection or from identity: set it to "
-            f"default or identity"
+            f"stage1.projection_init is {stage.projection_init}; ablate starts every arm of a seed"
+            " from one drawn projection or from identity: set it to default or identity"
         )
     torch.manual_seed(torch_seed(seed))
     return Projection(
@@ -100,11 +101,7 @@ def initial_projection(
 
 
 def phase_lengths(arm: Arm, steps: int, experiment: Experiment) -> list[int]:
-    """Share an arm's steps among its phases.
-
-    Args:
-        experiment: For the share of a second phase.
-    """
+    """Share an arm's steps among its phases. `experiment`: for the share of a second phase."""
     if len(arm.phases) < 2:
         return [steps] * len(arm.phases)
     second = second_steps(steps, experiment.ablation)
@@ -129,8 +126,8 @@ def build_phase(
 ) -> Phase:
     """Describe one phase of an arm: the whole student trained on named terms over pairs.
 
-    A phase without distillation gets no teacher store, no projection and no similarities: there is nothing in it that
-    a teacher's signal could come from.
+    A phase without distillation gets no teacher store, no projection and no similarities: there is
+    nothing in it that a teacher's signal could come from.
     """
     settings = phase_settings(arm, terms, point, experiment, steps=steps, every=every)
     distils = "distill" in terms
@@ -181,8 +178,7 @@ def trained_weights(
 ) -> dict[str, nn.Parameter]:
     """List what every arm trains: the whole student.
 
-    Raises:
-        BadInput: If nothing would be left to train.
+    Raises BadInput if nothing would be left to train.
     """
     if isinstance(module, StaticModel):
         if freeze_table:
@@ -205,13 +201,11 @@ def phase_settings(
     steps: int,
     every: int,
 ) -> AdapterConfig:
-    """Write a phase of an arm as settings: stage 1's optimiser, batch and length, and the arm's terms.
+    """Write a phase of an arm as settings: stage 1's optimiser, batch and length, and the arm's
+    terms.
 
-    Args:
-        point: Learning rate, temperature, weight of distillation where it is combined.
-
-    Returns:
-        The settings; those of an adapter's shape do nothing here.
+    `point`: learning rate, temperature, weight of distillation where it is combined. Returns the
+    settings; those of an adapter's shape do nothing here.
     """
     shared = experiment.recipe.first_stage().model_dump(include=set(PhaseConfig.model_fields))
     times = experiment.ablation.large_batch if arm.large else 1
@@ -236,8 +230,7 @@ def phase_settings(
 def shuffle(seed: int, step: int, count: int) -> Tensor:
     """Permute the texts of a batch, for the negative control.
 
-    Returns:
-        `(count,)` of int64, a permutation.
+    Returns `(count,)` of int64, a permutation.
     """
     return torch.from_numpy(generator(seed, LABEL, "shuffle", step).permutation(count))
 
@@ -245,8 +238,7 @@ def shuffle(seed: int, step: int, count: int) -> Tensor:
 def batches_hash(plan: BatchPlan, start: int, stop: int) -> str:
     """Hash which rows some steps see.
 
-    Returns:
-        16 hexadecimal digits over data sets and row numbers.
+    Returns 16 hexadecimal digits over data sets and row numbers.
     """
     digest = hashlib.sha256()
     for step in range(start, stop):
@@ -258,8 +250,7 @@ def batches_hash(plan: BatchPlan, start: int, stop: int) -> str:
 def require_no_teacher(phase: Phase) -> None:
     """Hold a phase without distillation to having nothing of the teacher.
 
-    Raises:
-        WorkFailed: If it could see the teacher.
+    Raises WorkFailed if it could see the teacher.
     """
     if any(term in phase.weights for term in ("distill", SHUFFLED)):
         return
@@ -272,5 +263,6 @@ def require_no_teacher(phase: Phase) -> None:
     }
     if result := [what for what, there in seen.items() if there]:
         raise WorkFailed(
-            f"{phase.name} has no distillation but was given {', '.join(result)}; please report this"
+            f"{phase.name} has no distillation but was given {', '.join(result)}; please report"
+            " this"
         )

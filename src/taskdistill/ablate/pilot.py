@@ -1,4 +1,6 @@
-"""The smallest difference that the experiment will probably show, said before its arms are compared."""
+"""The smallest difference that the experiment will probably show, said before its arms are
+compared.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,12 @@ from taskdistill.stats.contrasts import (
 def detectable(
     experiment: Experiment, sets: ExperimentSets, pilot: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Compute the smallest detectable effect from the stated spread over queries and, with a pilot, that over seeds.
+    """Compute the smallest detectable effect from the stated spread over queries and, with a pilot,
+    that over seeds.
 
-    Args:
-        pilot: Results of DC with the first seeds; nothing of them is looked at but how much they differ.
-
-    Returns:
-        `sets`, `queries`, `effective_queries`, `query_sd`, `seeds`, `seed_sd` (of one arm; None without a pilot),
-        `query_sd_between_seeds` and `smallest_effect`, 0 to 1.
+    `pilot`: results of DC with the first seeds; nothing of them is looked at but how much they
+    differ. Returns `sets`, `queries`, `effective_queries`, `query_sd`, `seeds`, `seed_sd` (of one
+    arm; None without a pilot), `query_sd_between_seeds` and `smallest_effect`, 0 to 1.
     """
     ablation = experiment.ablation
     queries = [
@@ -57,12 +57,14 @@ def detectable(
         "seeds": ablation.seeds,
         "seed_sd": seed_sd,
         "query_sd_between_seeds": between,
-        "smallest_effect": smallest_effect(
-            ablation.query_sd,
-            1,
-            seed_sd=math.sqrt(2 * counted * seed_variance(seed_sd or 0.0, ablation.seeds)),
-        )
-        / math.sqrt(counted),
+        "smallest_effect": (
+            smallest_effect(
+                ablation.query_sd,
+                1,
+                seed_sd=math.sqrt(2 * counted * seed_variance(seed_sd or 0.0, ablation.seeds)),
+            )
+            / math.sqrt(counted)
+        ),
     }
 
 
@@ -76,8 +78,12 @@ def detectable_sentence(found: dict[str, Any]) -> str:
     if found["seed_sd"] is not None:
         spread += f" and {100 * found['seed_sd']:.2f} points over training seeds (pilot)"
     if found["sets"] >= RANDOM_EFFECT:
-        spread += "; how much the difference varies from set to set is not known before the run and comes on top"
+        spread += (
+            "; how much the difference varies from set to set is not known before the run and comes"
+            " on top"
+        )
     return (
-        f"smallest effect that {found['seeds']} seeds and {found['queries']:,} queries (worth {found['effective_queries']:,.0f} in a macro mean) "
-        f"will probably show: {100 * found['smallest_effect']:.2f} points, at {spread}"
+        f"smallest effect that {found['seeds']} seeds and {found['queries']:,} queries (worth"
+        f" {found['effective_queries']:,.0f} in a macro mean) will probably show:"
+        f" {100 * found['smallest_effect']:.2f} points, at {spread}"
     )

@@ -23,8 +23,13 @@ MOST_LINES = 6
 
 SAID = {
     "supported": "Supported: combining distillation with contrast beats each of them alone.",
-    "contradicted": "Contradicted: combining distillation with contrast does not beat both of them.",
-    "undecided": "Undecided: these data do not tell whether combining distillation with contrast beats both of them.",
+    "contradicted": (
+        "Contradicted: combining distillation with contrast does not beat both of them."
+    ),
+    "undecided": (
+        "Undecided: these data do not tell whether combining distillation with contrast beats both"
+        " of them."
+    ),
 }
 
 
@@ -72,7 +77,8 @@ def report_data(results: Results, command: str) -> ReportData:
             ),
             Section(
                 "The spread-out regulariser",
-                "GOR is switched on and off on its own, so that what it does is not credited to distillation.",
+                "GOR is switched on and off on its own, so that what it does is not credited to"
+                " distillation.",
                 _some(tables.contrast_table(results, [GOR])),
             ),
             Section(
@@ -123,7 +129,10 @@ def _relevance(results: Results) -> str:
     margin = results["frozen"]["ablation"]["margin"]
     return {
         "yes": f"Both differences are larger than {margin:.1f} points.",
-        "no": f"There is no relevant gain over both: against one of them it is shown to be below {margin:.1f} points.",
+        "no": (
+            "There is no relevant gain over both: against one of them it is shown to be below"
+            f" {margin:.1f} points."
+        ),
         "open": f"Whether the smaller gain is relevant, {margin:.1f} points or more, is open.",
     }[results["verdict"]["relevant"]]
 
@@ -149,7 +158,10 @@ def _facts(results: Results) -> list[tuple[str, str]]:
 
 def _shown(results: Results) -> str:
     p = results["verdict"]["p"]
-    return f"Both comparisons must hold (intersection-union test): p = {tables.p_value(p)} one-sided. {' '.join([*results['verdict']['why'], *results['verdict']['would_decide']])}"
+    return (
+        f"Both comparisons must hold (intersection-union test): p = {tables.p_value(p)} one-sided."
+        f" {' '.join([*results['verdict']['why'], *results['verdict']['would_decide']])}"
+    )
 
 
 def _claim_chart(results: Results) -> Markup:
@@ -167,7 +179,10 @@ def _claim_chart(results: Results) -> Markup:
 
 def _arm_words(results: Results) -> str:
     tuned = "after tuning on the dev sets" if results["tuning"] else "with untuned settings"
-    return f"Every arm starts from one checkpoint, sees the same batches in the same order for each seed, and has equal steps, {tuned}. The checkpoint is that of the last step for all."
+    return (
+        "Every arm starts from one checkpoint, sees the same batches in the same order for each"
+        f" seed, and has equal steps, {tuned}. The checkpoint is that of the last step for all."
+    )
 
 
 def _seed_chart(results: Results) -> Markup:
@@ -183,9 +198,11 @@ def _seed_chart(results: Results) -> Markup:
         rows.append(
             (
                 name,
-                values
-                if any(value is not None for value in values)
-                else [100 * arm["runs"][0]["score"]],
+                (
+                    values
+                    if any(value is not None for value in values)
+                    else [100 * arm["runs"][0]["score"]]
+                ),
             )
         )
     label = "nDCG@10 of every seed: " + "; ".join(
@@ -212,12 +229,14 @@ def _curve_words(results: Results) -> str:
     with_teacher = curves.get("cpu_seconds_with_teacher")
     if with_teacher and _apart(with_teacher):
         order += (
-            f" Without cached vectors contrast alone ends after {_place(with_teacher['C'][-1][0])} CPU-seconds, before an arm with a teacher takes its first step "
-            f"(after {_place(with_teacher['D'][0][0])})."
+            f" Without cached vectors contrast alone ends after {_place(with_teacher['C'][-1][0])}"
+            " CPU-seconds, before an arm with a teacher takes its first step (after"
+            f" {_place(with_teacher['D'][0][0])})."
         )
     return (
-        f"nDCG@10 on the dev sets, mean over seeds; every curve starts at the untrained base. {order} Where each has moved the weights as far as the one "
-        f"that moved least (Euclidean distance {moved['distance']:.2f} from the base), the dev scores are: {scores}."
+        "nDCG@10 on the dev sets, mean over seeds; every curve starts at the untrained base."
+        f" {order} Where each has moved the weights as far as the one that moved least (Euclidean"
+        f" distance {moved['distance']:.2f} from the base), the dev scores are: {scores}."
     )
 
 
@@ -249,7 +268,9 @@ def _curve_charts(results: Results) -> list[Markup]:
 
 
 def _apart(curves: Mapping[str, Any]) -> bool:
-    """Whether the arms without a teacher end before those with one begin, so that a chart would show two heaps and nothing else."""
+    """Whether the arms without a teacher end before those with one begin, so that a chart would
+    show two heaps and nothing else.
+    """
     return bool(curves["C"][-1][0] < curves["D"][0][0])
 
 
@@ -288,9 +309,15 @@ def _times(factor: float) -> str:
 def _control_words(results: Results) -> str:
     control = results["positive_control"]
     if control is None or control["retention"] is None:
-        return "The teacher's own weights are not here to be read as a student, so there is no positive control."
+        return (
+            "The teacher's own weights are not here to be read as a student, so there is no"
+            " positive control."
+        )
     retained = f"{100 * control['retention']:.2f} %"
-    return f"Positive control: the teacher's own weights, read as a student is read, keep {retained} of the teacher's dev score (100 % is right)."
+    return (
+        f"Positive control: the teacher's own weights, read as a student is read, keep {retained}"
+        " of the teacher's dev score (100 % is right)."
+    )
 
 
 def _cost_words(results: Results) -> str:
@@ -311,12 +338,14 @@ def _cost_words(results: Results) -> str:
             )
             run = f"{got} ({twin})" if twin else "that arm was not run"
             words.append(
-                f"At equal {message}, teacher included, contrast alone would get {_times(each['factor'])} times the steps; {run}."
+                f"At equal {message}, teacher included, contrast alone would get"
+                f" {_times(each['factor'])} times the steps; {run}."
             )
     cached = results["matched"].get("seconds_cached")
     if cached:
         words.append(
-            f"With the teacher's vectors cached, a step of DC costs {cached['factor']:.2f} times the CPU-seconds of a step of C."
+            f"With the teacher's vectors cached, a step of DC costs {cached['factor']:.2f} times"
+            " the CPU-seconds of a step of C."
         )
     return " ".join(words)
 
@@ -327,10 +356,16 @@ def _steps(results: Results, arm: str) -> int | None:
 
 def _query_words(results: Results) -> str:
     counts = results["examples"]["counts"]
-    return f"Against {results['examples']['against']} the combination helps {counts['helped']:,} and harms {counts['harmed']:,} of {counts['queries']:,} queries."
+    return (
+        f"Against {results['examples']['against']} the combination helps {counts['helped']:,} and"
+        f" harms {counts['harmed']:,} of {counts['queries']:,} queries."
+    )
 
 
 def _machine(results: Results) -> str:
     machine = results["machine"]
     threads = next(iter(results["arms"].values()))["runs"][0]["threads"]
-    return f"{machine['cores']} cores ({machine['processor']}, {machine['system']}), {threads} thread a run."
+    return (
+        f"{machine['cores']} cores ({machine['processor']}, {machine['system']}), {threads} thread"
+        " a run."
+    )

@@ -12,17 +12,14 @@ from taskdistill.stats.contrasts import RANDOM_EFFECT
 Results = Mapping[str, Any]
 
 EXPLORATORY = (
-    "Exploratory. The interval is over seeds, sets and queries; p is two-sided, by the paired randomisation test over the queries of these sets "
-    "alone, so that it can be small where sets disagree, and corrected within this table by Holm's method."
+    "Exploratory. The interval is over seeds, sets and queries; p is two-sided, by the paired"
+    " randomisation test over the queries of these sets alone, so that it can be small where sets"
+    " disagree, and corrected within this table by Holm's method."
 )
 
 
 def points(value: float, digits: int = 2) -> str:
-    """Write a difference in points.
-
-    Args:
-        digits: Digits behind the point.
-    """
+    """Write a difference in points. `digits`: digits behind the point."""
     return f"{100 * value:+.{digits}f}"
 
 
@@ -32,11 +29,7 @@ def span(estimate: Sequence[float]) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """Write a p-value.
-
-    Returns:
-        Three digits, or that it is smaller; a dash for None.
-    """
+    """Write a p-value. Returns three digits, or that it is smaller; a dash for None."""
     if p is None:
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -71,8 +64,9 @@ def claim_table(results: Results) -> Table:
     ]
     margin = results["frozen"]["ablation"]["margin"]
     note = (
-        "Points of nDCG@10, mean over sets, with a 95 % interval over seeds, sets and queries; the next columns leave one source of chance out. "
-        f"The one-sided p is the larger one of the randomisation test and the draws; the margin is {margin:.1f} points."
+        "Points of nDCG@10, mean over sets, with a 95 % interval over seeds, sets and queries; the"
+        " next columns leave one source of chance out. The one-sided p is the larger one of the"
+        f" randomisation test and the draws; the margin is {margin:.1f} points."
     )
     return Table("", columns, rows, note)
 
@@ -80,8 +74,7 @@ def claim_table(results: Results) -> Table:
 def fewer_sets_table(results: Results) -> Table | None:
     """Show the claim without some of its sets.
 
-    Returns:
-        One row a choice, or None where there is one set only.
+    Returns one row a choice, or None where there is one set only.
     """
     result = results["on_fewer_sets"]
     if not result:
@@ -101,7 +94,10 @@ def fewer_sets_table(results: Results) -> Table | None:
         ]
         for each in result
     ]
-    note = f"Exploratory. Points of nDCG@10 with 95 % intervals; where fewer than {RANDOM_EFFECT} sets are left, they hold for these sets only."
+    note = (
+        f"Exploratory. Points of nDCG@10 with 95 % intervals; where fewer than {RANDOM_EFFECT} sets"
+        " are left, they hold for these sets only."
+    )
     return Table(
         "The claim on fewer sets", ["left out", *names, "combining beats both"], rows, note
     )
@@ -110,8 +106,7 @@ def fewer_sets_table(results: Results) -> Table | None:
 def contrast_table(results: Results, families: Sequence[str], title: str = "") -> Table | None:
     """Show the contrasts of some families.
 
-    Returns:
-        One row a contrast, or None where there is none.
+    Returns one row a contrast, or None where there is none.
     """
     rows: list[list[Value]] = []
     for each in results["contrasts"]:
@@ -138,7 +133,9 @@ def contrast_table(results: Results, families: Sequence[str], title: str = "") -
 
 
 def arm_table(results: Results) -> Table:
-    """Show every arm: its score with interval, what it keeps of the teacher, and the other kinds of sets."""
+    """Show every arm: its score with interval, what it keeps of the teacher, and the other kinds of
+    sets.
+    """
     kinds = list(
         dict.fromkeys(
             each["kind"]
@@ -200,7 +197,8 @@ def arm_table(results: Results) -> Table:
         "",
         columns,
         rows,
-        "Scores × 100, mean over sets and seeds; small numbers: a 95 % interval over seeds, sets and queries.",
+        "Scores × 100, mean over sets and seeds; small numbers: a 95 % interval over seeds, sets"
+        " and queries.",
     )
 
 
@@ -251,9 +249,11 @@ def variant_table(results: Results) -> Table:
             specs.append(
                 CellText(
                     f"{100 * mean:.1f}",
-                    small=""
-                    if variant == "float" or not full_score
-                    else f"{100 * mean / full_score:.0f} %",
+                    small=(
+                        ""
+                        if variant == "float" or not full_score
+                        else f"{100 * mean / full_score:.0f} %"
+                    ),
                 )
             )
         rows.append([name, *specs])
@@ -305,7 +305,10 @@ def cost_table(results: Results) -> Table:
         "of the teacher",
         "clipped steps",
     ]
-    note = f"A run, mean over seeds; the teacher embeds each of {cost['texts']:,} distinct texts once. Cached vectors cost later arms nothing."
+    note = (
+        f"A run, mean over seeds; the teacher embeds each of {cost['texts']:,} distinct texts once."
+        " Cached vectors cost later arms nothing."
+    )
     return Table("", columns, rows, note)
 
 
@@ -316,8 +319,7 @@ def _flops(value: float | None) -> str | None:
 def tuning_table(results: Results) -> Table | None:
     """Show every trial of every tuned arm.
 
-    Returns:
-        One row a setting, one column an arm; None where nothing was tuned.
+    Returns one row a setting, one column an arm; None where nothing was tuned.
     """
     tuning = results["tuning"]
     if not tuning:
@@ -336,8 +338,9 @@ def tuning_table(results: Results) -> Table | None:
         )
     steps = tuning[arms[0]][0]["steps"]
     note = (
-        f"nDCG@10 × 100 on the dev sets after {steps:,} steps; every arm tries the same settings, the best of a column is underlined and was used. "
-        "Temperature does nothing in D, and the weight of distillation only where both losses are."
+        f"nDCG@10 × 100 on the dev sets after {steps:,} steps; every arm tries the same settings,"
+        " the best of a column is underlined and was used. Temperature does nothing in D, and the"
+        " weight of distillation only where both losses are."
     )
     return Table("", ["setting", "learning rate", "temperature", "weight", *arms], rows, note)
 
@@ -345,8 +348,7 @@ def tuning_table(results: Results) -> Table | None:
 def query_table(results: Results, which: str, title: str) -> Table | None:
     """Show the queries that the combination helps or harms most.
 
-    Returns:
-        One row a query, or None where there is none.
+    Returns one row a query, or None where there is none.
     """
     result = results["examples"][which]
     rows: list[list[Value]] = [
@@ -359,7 +361,10 @@ def query_table(results: Results, which: str, title: str) -> Table | None:
         ]
         for row in result
     ]
-    note = f"nDCG@10 × 100, mean over seeds; the gain is over {results['examples']['against']}, the better single arm."
+    note = (
+        f"nDCG@10 × 100, mean over seeds; the gain is over {results['examples']['against']}, the"
+        " better single arm."
+    )
     return Table(title, ["query", "D", "C", "DC", "gain"], rows, note) if rows else None
 
 

@@ -1,4 +1,6 @@
-"""Cells run in turn here, or several at once in processes of one thread each that stop when their parent does."""
+"""Cells run in turn here, or several at once in processes of one thread each that stop when their
+parent does.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ _STRIDE = 20
 
 @dataclass
 class RunPool:
-    """Runs cells; with several jobs its processes stay from one stage of the experiment to the next.
+    """Runs cells; with several jobs its processes stay from one stage of the experiment to the
+    next.
 
     Attributes:
         should_stop: Asked all the time; true saves every running cell and stops.
@@ -66,12 +69,8 @@ class RunPool:
     def run(self, specs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
         """Run cells, those that others start from first; finished ones are left as they are.
 
-        Returns:
-            Their results, in order.
-
-        Raises:
-            Interrupted: If a stop was asked for.
-            WorkFailed: If a cell cannot be finished.
+        Returns their results, in order. Raises Interrupted if a stop was asked for. Raises
+        WorkFailed if a cell cannot be finished.
         """
         requested = list(dict.fromkeys(specs))
         needed = list(
@@ -124,7 +123,8 @@ class RunPool:
                 self._listen(steps)
         except BrokenProcessPool:
             raise WorkFailed(
-                "a process that trained an arm was ended from outside; run the same command again to continue"
+                "a process that trained an arm was ended from outside; run the same command again"
+                " to continue"
             ) from None
 
     def _listen(self, steps: dict[str, int]) -> None:

@@ -1,4 +1,6 @@
-"""Whether the claim hangs on a few sets: judged again without each of them, and without those whose texts are in training."""
+"""Whether the claim hangs on a few sets: judged again without each of them, and without those whose
+texts are in training.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from taskdistill.ablate.verdict import judge
 from taskdistill.stats.contrasts import analyze_contrasts
 
 SEEN = 0.01
-"""A set of which this share of texts is in training, exactly or by 13 words, is left out together with the others like it."""
+"""A set of which this share of texts is in training, exactly or by 13 words, is left out together
+with the others like it.
+"""
 
 DRAWS = 2_000
 """Bootstrap samples and sign flips of each choice of sets."""
@@ -21,13 +25,10 @@ def on_fewer_sets(
 ) -> list[dict[str, Any]]:
     """Judge the claim again on some of its sets; exploratory, whatever comes out.
 
-    Args:
-        seen: Set to how many of its `texts` are in training (`exact`, `near`).
-        margin: Smallest relevant difference, 0 to 1.
-
-    Returns:
-        For each choice `left_out`, `seen` (whether it leaves out what was seen in training), `state` and, by name of a
-        comparison, its estimate; the seen sets come first. Empty where no set would be left.
+    `seen`: set to how many of its `texts` are in training (`exact`, `near`). `margin`: smallest
+    relevant difference, 0 to 1. Returns for each choice `left_out`, `seen` (whether it leaves out
+    what was seen in training), `state` and, by name of a comparison, its estimate; the seen sets
+    come first. Empty where no set would be left.
     """
     request = {
         each.name: values(units, each.weights)
@@ -63,7 +64,8 @@ def _share(counts: Mapping[str, int] | None) -> float:
 def sensitivity_warning(found: Sequence[Mapping[str, Any]], state: str) -> list[str]:
     """Say if the claim's verdict is another one without the sets whose texts are in training."""
     return [
-        f"The claim is {state} on all sets, but {each['state']} without those whose texts are in training ({', '.join(each['left_out'])}): "
+        f"The claim is {state} on all sets, but {each['state']} without those whose texts are in"
+        f" training ({', '.join(each['left_out'])}): "
         + "; ".join(
             f"{name} {100 * value:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
             for name, (value, low, high) in each["contrasts"].items()

@@ -1,4 +1,6 @@
-"""An ablation as data: a recipe, its `ablation` section, a preset below both, and the hash of all that is frozen before the run."""
+"""An ablation as data: a recipe, its `ablation` section, a preset below both, and the hash of all
+that is frozen before the run.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from taskdistill.tasks import Task
 from taskdistill.types import RowKind
 
 EXPECTATION = (
-    "On small students and short budgets C leads early, D catches up, DC ends 0 to 1.5 points above the better of both, "
-    "and the spread-out regulariser matters for binary vectors only."
+    "On small students and short budgets C leads early, D catches up, DC ends 0 to 1.5 points above"
+    " the better of both, and the spread-out regulariser matters for binary vectors only."
 )
 """What is written down before a run that states nothing of its own."""
 
@@ -49,7 +51,9 @@ class SearchSpace(ConfigModel):
 
 
 class Ablation(ConfigModel):
-    """What the experiment is, beside the recipe's data, teacher, student and stage 1 (steps, batch, length, optimiser of every arm)."""
+    """What the experiment is, beside the recipe's data, teacher, student and stage 1 (steps, batch,
+    length, optimiser of every arm).
+    """
 
     arms: list[str] = Field(
         default_factory=lambda: list(ARMS),
@@ -74,11 +78,17 @@ class Ablation(ConfigModel):
     negatives: int = Field(default=0, ge=0, description="Hard negatives taken from a row, at most")
     negatives_from: Literal["rows", "bm25", "student", "teacher"] | None = Field(
         default=None,
-        description="Who chose the rows' negatives; the teacher is refused, since that would be its signal in C",
+        description=(
+            "Who chose the rows' negatives; the teacher is refused, since that would be its signal"
+            " in C"
+        ),
     )
     base_from_teacher: bool = Field(
         default=False,
-        description="Allow a student that starts from the teacher's own layers; every arm then holds something of the teacher",
+        description=(
+            "Allow a student that starts from the teacher's own layers; every arm then holds"
+            " something of the teacher"
+        ),
     )
     trials: Positive = Field(
         default=6, description="Settings tried for each tuned arm; the first is the untuned one"
@@ -126,13 +136,15 @@ class Ablation(ConfigModel):
                 raise ValueError(f"arms names {name!r}{did_you_mean(name, ARMS)}")
         if self.negatives and self.negatives_from is None:
             raise ValueError(
-                "negatives needs negatives_from: say who chose the rows' negatives (rows, bm25, student)"
+                "negatives needs negatives_from: say who chose the rows' negatives (rows, bm25,"
+                " student)"
             )
         if not self.negatives and self.negatives_from is not None:
             raise ValueError("negatives_from has no effect while negatives is 0; remove it")
         if self.other_seeds is not None and self.other_seeds > self.seeds:
             raise ValueError(
-                f"other_seeds {self.other_seeds} is more than seeds {self.seeds}; arms are compared on the seeds they share"
+                f"other_seeds {self.other_seeds} is more than seeds {self.seeds}; arms are compared"
+                " on the seeds they share"
             )
         return self
 
@@ -172,10 +184,11 @@ class Experiment:
         return [arm_of(name) for name in ARMS if name in self.ablation.arms]
 
     def seeds_of(self, arm: Arm) -> list[int]:
-        """Return the seeds of an arm; seed k means the same batches and the same initial projection in every arm.
+        """Return the seeds of an arm; seed k means the same batches and the same initial projection
+        in every arm.
 
-        Returns:
-            Consecutive numbers from the recipe's seed on; one only for the arm that is not trained.
+        Returns consecutive numbers from the recipe's seed on; one only for the arm that is not
+        trained.
         """
         count = (
             self.ablation.seeds
@@ -187,8 +200,8 @@ class Experiment:
     def frozen(self) -> dict[str, Any]:
         """Return what is written down before the run.
 
-        Returns:
-            Plain data: the recipe without what moves no number (folders, whose content is hashed elsewhere), and the ablation.
+        Returns plain data: the recipe without what moves no number (folders, whose content is
+        hashed elsewhere), and the ablation.
         """
         left_out = ("name", "threads", "process_timeout", "static", "long", "adapters")
         recipe = {
@@ -203,11 +216,7 @@ class Experiment:
         }
 
     def digest(self) -> str:
-        """Hash what is frozen.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """Hash what is frozen. Returns 64 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.frozen(), sort_keys=True).encode()).hexdigest()
 
 
@@ -219,15 +228,12 @@ def load_experiment(
     arms: Sequence[str] = (),
     seeds: int | None = None,
 ) -> Experiment:
-    """Read a recipe with its `ablation` section; a preset fills what the section leaves open, arguments come before both.
+    """Read a recipe with its `ablation` section; a preset fills what the section leaves open,
+    arguments come before both.
 
-    Args:
-        overrides: Such as `stage1.steps=100` or `ablation.trials=4`.
-        arms: Arms instead of the section's; A0, D, C and DC are added.
-        seeds: Number of seeds instead of the section's.
-
-    Raises:
-        BadInput: If the recipe or the section is faulty, or no source holds pairs.
+    `overrides`: such as `stage1.steps=100` or `ablation.trials=4`. `arms`: arms instead of the
+    section's; A0, D, C and DC are added. `seeds`: number of seeds instead of the section's. Raises
+    BadInput if the recipe or the section is faulty, or no source holds pairs.
     """
     raw = read_recipe(path, overrides)
     section = raw.pop("ablation", None) or {}
@@ -255,18 +261,16 @@ def load_experiment(
 def make_experiment(recipe: Recipe, ablation: Ablation) -> Experiment:
     """Fit a recipe and an ablation together: every arm learns from the same pairs.
 
-    Args:
-        recipe: The recipe; of its phases only stage 1 is used.
-
-    Raises:
-        BadInput: If stage 1 has no source of pairs, too few steps for its curve, or a teacher's signal would reach C.
+    `recipe`: the recipe; of its phases only stage 1 is used. Raises BadInput if stage 1 has no
+    source of pairs, too few steps for its curve, or a teacher's signal would reach C.
     """
     stage = recipe.first_stage()
     if recipe.teachers:
         raise BadInput("an ablation has one teacher; leave `teachers` out")
     if recipe.student.vocabulary is not None:
         raise BadInput(
-            "an ablation compares arms of one vocabulary, the initial model's; leave student.vocabulary out"
+            "an ablation compares arms of one vocabulary, the initial model's; leave"
+            " student.vocabulary out"
         )
     if stage.freeze_layers:
         raise BadInput("an ablation trains the whole student; leave stage1.freeze_layers out")
@@ -280,50 +284,48 @@ def make_experiment(recipe: Recipe, ablation: Ablation) -> Experiment:
     )
     if not retained:
         raise BadInput(
-            "stage1.sources has no pairs; InfoNCE needs queries with positives, and every arm learns from the same rows"
+            "stage1.sources has no pairs; InfoNCE needs queries with positives, and every arm"
+            " learns from the same rows"
         )
     first = stage.steps - second_steps(stage.steps, ablation)
     if min(stage.steps // ablation.points, first, trial_steps(stage.steps, ablation)) < 1:
         raise BadInput(
-            f"stage1.steps {stage.steps} is too few for {ablation.points} points, a second phase and trials; give more steps"
+            f"stage1.steps {stage.steps} is too few for {ablation.points} points, a second phase"
+            " and trials; give more steps"
         )
     retrieval = recipe.adapters.get(Task.RETRIEVAL)
     if retrieval is not None and retrieval.false_negative_margin is not None:
         raise BadInput(
-            "adapters.retrieval.false_negative_margin masks negatives by the teacher's similarities, which is the teacher's signal in C; "
-            "set it to null: --set adapters.retrieval.false_negative_margin=null"
+            "adapters.retrieval.false_negative_margin masks negatives by the teacher's"
+            " similarities, which is the teacher's signal in C; set it to null: --set"
+            " adapters.retrieval.false_negative_margin=null"
         )
     if ablation.negatives_from == "teacher":
         raise BadInput(
-            "ablation.negatives_from is the teacher: negatives that it mined are its signal, and C would not be without it; "
-            "mine them with BM25 or the student, or set ablation.negatives to 0"
+            "ablation.negatives_from is the teacher: negatives that it mined are its signal, and C"
+            " would not be without it; mine them with BM25 or the student, or set"
+            " ablation.negatives to 0"
         )
     if recipe.student.init == "teacher" and not ablation.base_from_teacher:
         raise BadInput(
-            "student.init is `teacher`: every arm, C too, would start from the teacher's own layers; start from another checkpoint "
-            "or from `config`, or accept it with ablation.base_from_teacher=true, which the report will say"
+            "student.init is `teacher`: every arm, C too, would start from the teacher's own"
+            " layers; start from another checkpoint or from `config`, or accept it with"
+            " ablation.base_from_teacher=true, which the report will say"
         )
     if not recipe.evaluation.dev:
         raise BadInput(
-            "evaluation.dev names no set; tuning and learning curves need dev sets apart from the test sets"
+            "evaluation.dev names no set; tuning and learning curves need dev sets apart from the"
+            " test sets"
         )
     sources = stage.model_copy(update={"sources": retained})
     return Experiment(recipe.model_copy(update={"stage1": sources}), ablation, left)
 
 
 def second_steps(steps: int, ablation: Ablation) -> int:
-    """Return the steps of a second phase.
-
-    Returns:
-        At least 1.
-    """
+    """Return the steps of a second phase. Returns at least 1."""
     return max(1, round(ablation.second_share * steps))
 
 
 def trial_steps(steps: int, ablation: Ablation) -> int:
-    """Return the steps of a trial.
-
-    Returns:
-        At least 1.
-    """
+    """Return the steps of a trial. Returns at least 1."""
     return max(1, round(ablation.trial_share * steps))

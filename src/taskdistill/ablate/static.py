@@ -1,4 +1,6 @@
-"""A static student for ablations in minutes: a random table of token vectors that no teacher has touched, and tokens made once."""
+"""A static student for ablations in minutes: a random table of token vectors that no teacher has
+touched, and tokens made once.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from taskdistill.seeding import torch_seed
 from taskdistill.train.static_init import FREQUENCY_FLOOR
 
 STATIC = "static"
-"""`model_type` of a student that is a token table: `student.config: {model_type: static, hidden_size: 128}`."""
+"""`model_type` of a student that is a token table: `student.config: {model_type: static,
+hidden_size: 128}`.
+"""
 
 
 def is_static(experiment: Experiment) -> bool:
@@ -29,13 +33,11 @@ def is_static(experiment: Experiment) -> bool:
 
 
 def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> Model:
-    """Make the table: random directions, each scaled by how rare its token is in the training texts.
+    """Make the table: random directions, each scaled by how rare its token is in the training
+    texts.
 
-    Args:
-        datasets: The training rows, from which the share of each token is counted.
-
-    Raises:
-        BadInput: If the configuration says more than its size, or a setting does not act on a table.
+    `datasets`: the training rows, from which the share of each token is counted. Raises BadInput if
+    the configuration says more than its size, or a setting does not act on a table.
     """
     recipe = experiment.recipe
     config = dict(recipe.student.config or {})
@@ -43,7 +45,8 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
     config.pop("model_type")
     if not isinstance(width, int) or width < 1 or config:
         raise BadInput(
-            f"student.config of a static student is {{model_type: static, hidden_size: N}}; got hidden_size {width!r} and {config}"
+            "student.config of a static student is {model_type: static, hidden_size: N}; got"
+            f" hidden_size {width!r} and {config}"
         )
     idle = {
         "student.pooling": recipe.student.pooling,
@@ -55,11 +58,13 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
     }
     if message := [name for name, value in idle.items() if value is not None]:
         raise BadInput(
-            f"{message[0]} has no effect on a static student, which is a mean of token vectors; remove it"
+            f"{message[0]} has no effect on a static student, which is a mean of token vectors;"
+            " remove it"
         )
     if recipe.student.tokenizer is None:
         raise BadInput(
-            "student.init is `config`, so student.tokenizer must name a folder with a tokenizer.json"
+            "student.init is `config`, so student.tokenizer must name a folder with a"
+            " tokenizer.json"
         )
     source = resolve(recipe.student.tokenizer)
     tokenizer = TextTokenizer.load(source, special=False)
@@ -90,13 +95,14 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
 
 
 class CachedTokenizer(TextTokenizer):
-    """A tokenizer that remembers: most of a static student's step would be tokenising, and every arm sees the same texts."""
+    """A tokenizer that remembers: most of a static student's step would be tokenising, and every
+    arm sees the same texts.
+    """
 
     def __init__(self, other: TextTokenizer) -> None:
         """Take over another tokenizer.
 
-        Args:
-            other: What makes the tokens of a text that is seen for the first time.
+        `other`: what makes the tokens of a text that is seen for the first time.
         """
         super().__init__(
             Tokenizer.from_str(other.backend.to_str()), special=other.special
@@ -107,11 +113,8 @@ class CachedTokenizer(TextTokenizer):
     def ids(self, texts: Sequence[str], *, prompt: str, max_length: int) -> TokenizedTexts:
         """Tokenise texts behind a prompt, each distinct one once.
 
-        Args:
-            max_length: Most tokens of one text, special tokens included.
-
-        Returns:
-            What `TextTokenizer.ids` returns.
+        `max_length`: most tokens of one text, special tokens included. Returns what
+        `TextTokenizer.ids` returns.
         """
         if new := [
             text for text in dict.fromkeys(texts) if (prompt, max_length, text) not in self._known

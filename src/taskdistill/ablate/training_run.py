@@ -1,4 +1,6 @@
-"""A cell is one training of the experiment: an arm with a seed, a trial of tuning, or a first phase that several arms share."""
+"""A cell is one training of the experiment: an arm with a seed, a trial of tuning, or a first phase
+that several arms share.
+"""
 
 from __future__ import annotations
 
@@ -88,11 +90,7 @@ class TrainingRun:
         )
 
     def needs(self) -> TrainingRun | None:
-        """Return the cell whose end it starts from.
-
-        Returns:
-            The shared first phase, or None.
-        """
+        """Return the cell whose end it starts from. Returns the shared first phase, or None."""
         if self.kind == "first" or self.first is None:
             return None
         return TrainingRun(
@@ -106,11 +104,7 @@ class TrainingRun:
         )
 
     def trained_steps(self, context: ExperimentContext) -> int:
-        """Return the steps that it trains itself.
-
-        Args:
-            context: For the share of a second phase.
-        """
+        """Return the steps that it trains itself. `context`: for the share of a second phase."""
         lengths = phase_lengths(arm_of(self.arm), self.steps, context.experiment)
         return (
             lengths[0]
@@ -119,16 +113,18 @@ class TrainingRun:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides its weights as plain data; seeds tell the cells of trials apart from others."""
+        """Return what decides its weights as plain data; seeds tell the cells of trials apart from
+        others.
+        """
         return {name: value for name, value in asdict(self).items() if name != "trial"}
 
     def meta(self, context: ExperimentContext) -> dict[str, str]:
         """Say what must be the same where it is continued."""
         return {
             "experiment": context.experiment.digest(),
-            "cell": hashlib.sha256(
-                json.dumps(self.settings(), sort_keys=True).encode()
-            ).hexdigest(),
+            "cell": (
+                hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+            ),
             "data": context.data_hash,
         }
 
@@ -136,11 +132,8 @@ class TrainingRun:
 def result_of(context: ExperimentContext, spec: TrainingRun) -> dict[str, Any] | None:
     """Read a finished cell.
 
-    Returns:
-        Its result, or None while it is not finished.
-
-    Raises:
-        BadInput: If it was made by other settings or from other data.
+    Returns its result, or None while it is not finished. Raises BadInput if it was made by other
+    settings or from other data.
     """
     path = context.out / spec.key / RESULT
     if not path.is_file():
@@ -149,7 +142,8 @@ def result_of(context: ExperimentContext, spec: TrainingRun) -> dict[str, Any] |
     for name, value in spec.meta(context).items():
         if result["meta"].get(name) != value:
             raise BadInput(
-                f"{path} was made with {name} = {result['meta'].get(name)!r}, this run has {value!r}; use a new --out"
+                f"{path} was made with {name} = {result['meta'].get(name)!r}, this run has"
+                f" {value!r}; use a new --out"
             )
     return result
 
@@ -164,13 +158,9 @@ def run_training(
 ) -> None:
     """Train and score a cell from its last checkpoint to its end; a finished one is left as it is.
 
-    Args:
-        spec: The cell; the one that it needs is finished.
-        should_stop: Asked before every step; true saves and stops.
-        on_steps: Told (steps done, steps of this cell).
-
-    Raises:
-        WorkFailed: If it cannot be finished, or the base checkpoint is not the experiment's.
+    `spec`: the cell; the one that it needs is finished. `should_stop`: asked before every step;
+    true saves and stops. `on_steps`: told (steps done, steps of this cell). Raises WorkFailed if it
+    cannot be finished, or the base checkpoint is not the experiment's.
     """
     if result_of(context, spec) is not None:
         return
@@ -220,7 +210,8 @@ class _TrainingRunner:
         self.module.to(self.device)
         if base != self.context.base_weights_hash:
             raise WorkFailed(
-                f"{self.spec.key} does not start from the experiment's checkpoint; please report this"
+                f"{self.spec.key} does not start from the experiment's checkpoint; please report"
+                " this"
             )
         projection = self._projection()
         started = None if projection is None else _hash(projection)
@@ -233,7 +224,8 @@ class _TrainingRunner:
                         self.context.out / shared.key / "phase", phase, shared.meta(self.context)
                     ):
                         raise WorkFailed(
-                            f"{self.spec.key} goes on from {shared.key}, which is not finished; run the same command again"
+                            f"{self.spec.key} goes on from {shared.key}, which is not finished; run"
+                            " the same command again"
                         )
                     continue
                 self._train(phase, log)
@@ -342,7 +334,9 @@ class _TrainingRunner:
 
     @contextmanager
     def _theta(self, requested: float | None) -> Iterator[None]:
-        """Compute at a RoPE theta for a while: training's in a phase, inference's where the student is scored meanwhile."""
+        """Compute at a RoPE theta for a while: training's in a phase, inference's where the student
+        is scored meanwhile.
+        """
         if requested is None or isinstance(self.module, StaticModel):
             yield
             return
@@ -387,7 +381,9 @@ class _TrainingRunner:
         ] + records
 
     def _curve(self) -> list[dict[str, Any]]:
-        """Points of the curve with the CPU-seconds of training up to each; the shared first phase counts in full."""
+        """Points of the curve with the CPU-seconds of training up to each; the shared first phase
+        counts in full.
+        """
         points, spent = [], 0.0
         for record in self._records():
             if "terms" in record:

@@ -1,4 +1,6 @@
-"""Tuning: the same settings tried for every arm, on the dev sets, with batches that no seed of the experiment has."""
+"""Tuning: the same settings tried for every arm, on the dev sets, with batches that no seed of the
+experiment has.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,12 @@ from taskdistill.seeding import later_seed
 
 
 def trial_points(experiment: Experiment) -> list[Hyperparameters]:
-    """Choose the settings that every tuned arm tries: the untuned one, then a Latin hypercube over the ranges.
+    """Choose the settings that every tuned arm tries: the untuned one, then a Latin hypercube over
+    the ranges.
 
-    An arm in which a number does nothing (temperature and weight in distillation alone) tries as many learning rates
-    as the others do.
-
-    Returns:
-        `ablation.trials` settings, the same for every arm.
+    An arm in which a number does nothing (temperature and weight in distillation alone) tries as
+    many learning rates as the others do. Returns `ablation.trials` settings, the same for every
+    arm.
     """
     more = experiment.ablation.trials - 1
     first = untuned(experiment)
@@ -50,8 +51,7 @@ def trial_specs(
 ) -> list[TrainingRun]:
     """Write an arm's trials as cells.
 
-    Args:
-        first: Settings of the first of two phases, which are those that D was tuned to.
+    `first`: settings of the first of two phases, which are those that D was tuned to.
     """
     steps, seed = (
         trial_steps(experiment.recipe.first_stage().steps, experiment.ablation),
@@ -68,8 +68,7 @@ def trial_specs(
 def best_trial(results: list[dict[str, Any]]) -> int:
     """Choose the trial with the best primary metric on the dev sets; of equals the first.
 
-    Args:
-        results: Results of an arm's trials, in order.
+    `results`: results of an arm's trials, in order.
     """
     scores = [result["curve"][-1]["score"] for result in results]
     return scores.index(max(scores))

@@ -1,4 +1,6 @@
-"""From findings to a verdict: supported, contradicted or undecided, what that rests on, and what would decide it."""
+"""From findings to a verdict: supported, contradicted or undecided, what that rests on, and what
+would decide it.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +43,14 @@ class Verdict:
 def judge(
     findings: Mapping[str, ContrastResult], singles: Sequence[str], margin: float, seeds: int
 ) -> Verdict:
-    """Judge "combined beats both" as an intersection-union test: both comparisons must hold, each one-sided at 5 %.
+    """Judge "combined beats both" as an intersection-union test: both comparisons must hold, each
+    one-sided at 5 %.
 
-    A comparison holds if the randomisation test over queries and the draws over seeds, sets and queries both say so;
-    it is refuted if the whole one-sided interval lies at or below 0. The claim is supported if both hold, contradicted
-    if one is refuted, and otherwise undecided. A difference proved to be within the margin (two one-sided tests) is
-    called irrelevant in practice, whatever the state.
-
-    Args:
-        margin: Smallest relevant difference, 0 to 1.
+    A comparison holds if the randomisation test over queries and the draws over seeds, sets and
+    queries both say so; it is refuted if the whole one-sided interval lies at or below 0. The claim
+    is supported if both hold, contradicted if one is refuted, and otherwise undecided. A difference
+    proved to be within the margin (two one-sided tests) is called irrelevant in practice, whatever
+    the state. `margin`: smallest relevant difference, 0 to 1.
     """
     chosen = {name: findings[name] for name in singles}
     p = max(max(each.p_greater, each.p_draws) for each in chosen.values())
@@ -85,9 +86,15 @@ def _needed(result: ContrastResult, seeds: int) -> PowerAnalysis | None:
 
 def _sentence(name: str, result: ContrastResult, margin: float) -> str:
     low, high = 100 * result.all.low, 100 * result.all.high
-    message = f"{name}: {100 * result.all.value:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}, one-sided p {max(result.p_greater, result.p_draws):.4f}"
+    message = (
+        f"{name}: {100 * result.all.value:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f},"
+        f" one-sided p {max(result.p_greater, result.p_draws):.4f}"
+    )
     if result.p_equivalent(margin) <= ALPHA:
-        return f"{message}; no practically relevant difference (within {100 * margin:.1f} points, p {result.p_equivalent(margin):.4f})."
+        return (
+            f"{message}; no practically relevant difference (within {100 * margin:.1f} points, p"
+            f" {result.p_equivalent(margin):.4f})."
+        )
     if result.bounds[1] <= 0:
         return f"{message}; the combination is not better."
     if result.bounds[0] > 0 and result.p_greater <= ALPHA:
@@ -109,8 +116,14 @@ def deciding_sentence(name: str, found: PowerAnalysis | None) -> str:
     if found.sets is not None:
         ways.append(f"{found.sets} test sets that differ as much as these do")
     if not ways:
-        return f"{name}: a difference as small as the one seen would not be shown by a thousand seeds or sets."
-    message = f"{name}: a difference as large as the one seen would probably be shown by {', or by '.join(ways)}"
+        return (
+            f"{name}: a difference as small as the one seen would not be shown by a thousand seeds"
+            " or sets."
+        )
+    message = (
+        f"{name}: a difference as large as the one seen would probably be shown by"
+        f" {', or by '.join(ways)}"
+    )
     return (
         f"{message}; more queries or seeds alone would not show it."
         if len(ways) == 1 and found.sets is not None

@@ -1,4 +1,6 @@
-"""The --json option: checked before a command does anything, so that no work ends at somebody's file."""
+"""The --json option: checked before a command does anything, so that no work ends at somebody's
+file.
+"""
 
 from __future__ import annotations
 

@@ -59,10 +59,14 @@ RENAMED_OPTIONS = {
 
 
 class Commands(TyperGroup):
-    """The commands; the name of one may be two words, such as `search tune` beside `search INDEX QUERY`."""
+    """The commands; the name of one may be two words, such as `search tune` beside `search INDEX
+    QUERY`.
+    """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that arguments begin with: its name, the command, and what is left of the arguments."""
+        """Find the command that arguments begin with: its name, the command, and what is left of
+        the arguments.
+        """
         two = " ".join(args[:2])
         return (
             (two, self.commands[two], args[2:])
@@ -83,7 +87,9 @@ app = typer.Typer(
 _debug = False
 _python_shows = warnings.showwarning
 _Usage: Any = typer.BadParameter.__mro__[2]
-"""The base of every usage error; typer carries its own copy of click in some versions and imports it in others."""
+"""The base of every usage error; typer carries its own copy of click in some versions and imports
+it in others.
+"""
 
 
 @app.callback()
@@ -125,7 +131,9 @@ def _warn(
 
 @cache
 def _commands() -> Any:
-    """Build what the commands and their options are once: reading the annotations of all of them takes longer than many a command."""
+    """Build what the commands and their options are once: reading the annotations of all of them
+    takes longer than many a command.
+    """
     return get_command(app)
 
 
@@ -138,8 +146,7 @@ def main() -> None:
 def run(argv: list[str]) -> int:
     """Run a command line, given without the program's name.
 
-    Returns:
-        0 success, 1 failure of the work, 2 bad input.
+    Returns 0 success, 1 failure of the work, 2 bad input.
     """
     global _debug
     _debug = False
@@ -163,7 +170,9 @@ def run(argv: list[str]) -> int:
 
 
 def _present_spelling(argv: list[str]) -> list[str]:
-    """Replace what was renamed, and say so; words after the first that is no option are the command's."""
+    """Replace what was renamed, and say so; words after the first that is no option are the
+    command's.
+    """
     place = next((n for n, word in enumerate(argv) if not word.startswith("-")), None)
     if place is None:
         return argv

@@ -33,7 +33,10 @@ Device = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Where models run: auto (an accelerator where there is one), cpu, cuda, cuda:1, mps, or any that torch knows",
+        help=(
+            "Where models run: auto (an accelerator where there is one), cpu, cuda, cuda:1, mps, or"
+            " any that torch knows"
+        ),
     ),
 ]
 Dtype = Annotated[
@@ -47,7 +50,10 @@ TrainingDtype = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="Arithmetic of the passes: float32, tf32 or bfloat16; auto: bfloat16 on an accelerator that has it, else float32",
+        help=(
+            "Arithmetic of the passes: float32, tf32 or bfloat16; auto: bfloat16 on an accelerator"
+            " that has it, else float32"
+        ),
     ),
 ]
 RecipeDevice = Annotated[
@@ -65,11 +71,7 @@ RecipeDtype = Annotated[
 
 
 def with_placement(overrides: list[str] | None, device: str | None, dtype: str | None) -> list[str]:
-    """Write the flags as overrides of a recipe.
-
-    Returns:
-        All overrides; the flags come last.
-    """
+    """Write the flags as overrides of a recipe. Returns all overrides; the flags come last."""
     placement = (("device", device), ("precision", dtype))
     return [
         *(overrides or ()),

@@ -1,4 +1,6 @@
-"""What a person sees: progress bars on a terminal, plain lines elsewhere, nothing but errors when quiet."""
+"""What a person sees: progress bars on a terminal, plain lines elsewhere, nothing but errors when
+quiet.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,7 @@ class Terminal:
     """Draws what a job tells."""
 
     def __init__(self, quiet: bool = False) -> None:
-        """Open the terminal.
-
-        Args:
-            quiet: Show only results and errors.
-        """
+        """Open the terminal. `quiet`: show only results and errors."""
         self.quiet = quiet
         self.console = Console(stderr=False, soft_wrap=True, highlight=False)
         if not self.console.is_terminal:
@@ -69,8 +67,7 @@ class Terminal:
     def step(self, record: Mapping[str, Any]) -> None:
         """Show a training step: speed, loss terms and time left.
 
-        Args:
-            record: A record of the log, with `steps`.
+        `record`: a record of the log, with `steps`.
         """
         terms = "  ".join(f"{name} {value:.4f}" for name, value in record["terms"].items())
         self._show(
@@ -134,8 +131,7 @@ class Terminal:
 def stopping() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a polite stop; the second one ends the process at once.
 
-    Yields:
-        A function that says whether a stop was requested.
+    Yields a function that says whether a stop was requested.
     """
     requested = False
 

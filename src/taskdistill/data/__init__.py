@@ -1,1 +1,3 @@
-"""Rows from files, the embedded default data, and batches as a pure function of the seed and the step."""
+"""Rows from files, the embedded default data, and batches as a pure function of the seed and the
+step.
+"""

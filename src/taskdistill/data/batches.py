@@ -1,4 +1,6 @@
-"""Batches as a pure function of (seed, phase, step): any step can be computed without the ones before it."""
+"""Batches as a pure function of (seed, phase, step): any step can be computed without the ones
+before it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ BLOCK = 4096
 
 @dataclass(frozen=True, slots=True)
 class ClassificationItem:
-    """One item of a classification batch (paper, section 5.4): an anchor, a positive of its label, negatives of others."""
+    """One item of a classification batch (paper, section 5.4): an anchor, a positive of its label,
+    negatives of others.
+    """
 
     anchor: str
     positive: str
@@ -32,8 +36,9 @@ class ClassificationItem:
 class Batch:
     """The rows of one step, all from one data set.
 
-    `kind` says what the rows are: Pair, Scored, ClassificationItem (kind labelled) or Text. `row_ids` are row numbers
-    in the data set, shape (rows,); for classification items (rows, 2 + negatives): anchor, positive, negatives.
+    `kind` says what the rows are: Pair, Scored, ClassificationItem (kind labelled) or Text.
+    `row_ids` are row numbers in the data set, shape (rows,); for classification items (rows, 2 +
+    negatives): anchor, positive, negatives.
     """
 
     step: int
@@ -48,17 +53,20 @@ class Batch:
 class BatchPlan:
     """Which rows every step of a phase sees.
 
-    The data set of a step is drawn by weight. Its position in that data set is the number of earlier steps that drew
-    it, and the rows follow from (seed, label, data set, epoch) alone, so a fresh plan gives the same batch at any step.
+    The data set of a step is drawn by weight. Its position in that data set is the number of
+    earlier steps that drew it, and the rows follow from (seed, label, data set, epoch) alone, so a
+    fresh plan gives the same batch at any step.
 
     Args:
         datasets: The data sets; those with no weight above 0 are left aside.
         label: Name of the phase; phases of one recipe draw independently.
         batch_sizes: Data set name to its own batch size where it differs.
-        negatives: Negatives of a classification item (the paper's is 7). None: labelled rows act as lone texts.
+        negatives: Negatives of a classification item (the paper's is 7). None: labelled rows act as
+            lone texts.
 
     Raises:
-        BadInput: If a weight names no data set, a batch is larger than its data set, or labels or scores are too few.
+        BadInput: If a weight names no data set, a batch is larger than its data set, or labels or
+            scores are too few.
     """
 
     def __init__(
@@ -76,7 +84,8 @@ class BatchPlan:
         for name in weights:
             if name not in known:
                 raise BadInput(
-                    f"{label}: the weights name {name!r}, which is no data set{did_you_mean(name, known)}"
+                    f"{label}: the weights name {name!r}, which is no data"
+                    f" set{did_you_mean(name, known)}"
                 )
         self.datasets = [dataset for dataset in datasets if weights.get(dataset.name, 0) > 0]
         if not self.datasets:
@@ -101,11 +110,13 @@ class BatchPlan:
                 size < 2 or len({row.score for row in dataset.rows}) < 2
             ):
                 raise BadInput(
-                    f"{label}: data set {dataset.name!r} needs two distinct scores a batch; give graded rows, and 2 or more a batch"
+                    f"{label}: data set {dataset.name!r} needs two distinct scores a batch; give"
+                    " graded rows, and 2 or more a batch"
                 )
             if size > rows:
                 raise BadInput(
-                    f"{label}: a batch of {size} is larger than data set {dataset.name!r} with {rows} rows; give a smaller batch_size"
+                    f"{label}: a batch of {size} is larger than data set {dataset.name!r} with"
+                    f" {rows} rows; give a smaller batch_size"
                 )
         self._draws: list[np.ndarray] = []
         self._before: list[np.ndarray] = [np.zeros(len(self.datasets), dtype=np.int64)]
@@ -113,11 +124,7 @@ class BatchPlan:
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def at(self, step: int) -> Batch:
-        """Return the batch of one step.
-
-        Args:
-            step: Step of the phase, from 0.
-        """
+        """Return the batch of one step. `step`: step of the phase, from 0."""
         draws, before = self._block(step // BLOCK)
         within = step % BLOCK
         index = int(draws[within])
@@ -151,8 +158,7 @@ class BatchPlan:
     def drawn(self, steps: int) -> list[int]:
         """Count how many of the first steps draw each data set.
 
-        Returns:
-            One count per data set of `datasets`.
+        Returns one count per data set of `datasets`.
         """
         draws, before = self._block(steps // BLOCK)
         counts = before + np.bincount(draws[: steps % BLOCK], minlength=len(self.datasets))
@@ -208,7 +214,8 @@ class _Labels:
         self.anchors = np.flatnonzero(self.sizes[codes] > 1)
         if len(names) < 2 or not len(self.anchors):
             raise BadInput(
-                f"data set {dataset.name!r}: classification needs two classes or more and a class with two rows; it has {len(names)}"
+                f"data set {dataset.name!r}: classification needs two classes or more and a class"
+                f" with two rows; it has {len(names)}"
             )
 
     def items(self, anchors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -249,8 +256,8 @@ def _item(dataset: Dataset, ids: Sequence[int]) -> ClassificationItem:
 def describe(plan: BatchPlan, steps: int) -> list[dict[str, Any]]:
     """Say what a phase will see of each data set.
 
-    Returns:
-        Per data set: name, kind, rows, batch_size, weight, batches (exact) and epochs (batches x batch_size / rows).
+    Returns per data set: name, kind, rows, batch_size, weight, batches (exact) and epochs (batches
+    x batch_size / rows).
     """
     return [
         {

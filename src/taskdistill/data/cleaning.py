@@ -1,4 +1,6 @@
-"""From a record to a clean row: each is used as it is, repaired for a stated reason, or rejected for one."""
+"""From a record to a clean row: each is used as it is, repaired for a stated reason, or rejected
+for one.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,7 @@ Repair = Callable[[str], None]
 def make_row(record: Mapping[str, Any], source: SourceConfig, repair: Repair) -> Row:
     """Turn one record into a clean row.
 
-    Args:
-        repair: Called with a reason for every repair.
-
-    Raises:
-        Fault: If the record must be rejected.
+    `repair`: called with a reason for every repair. Raises Fault if the record must be rejected.
     """
     names = source.columns
     lang = _lang(record, names.get("lang", "lang"))
@@ -62,9 +60,11 @@ def _value(record: Mapping[str, Any], column: str) -> Any:
     if value is None:
         raise Fault(
             f"no {column!r}",
-            "null"
-            if column in record
-            else f"columns: {', '.join(map(str, list(record)[:8]))[:120]}",
+            (
+                "null"
+                if column in record
+                else f"columns: {', '.join(map(str, list(record)[:8]))[:120]}"
+            ),
         )
     return value
 
@@ -79,14 +79,9 @@ def _text(record: Mapping[str, Any], column: str, repair: Repair) -> str:
 def clean_text(text: str, column: str, repair: Repair) -> str:
     """Clean one text.
 
-    Args:
-        repair: Called with a reason for every repair.
-
-    Returns:
-        The text without white space at its ends, cut at `MAX_CHARACTERS`.
-
-    Raises:
-        Fault: If it holds NUL or half a surrogate pair, or nothing visible.
+    `repair`: called with a reason for every repair. Returns the text without white space at its
+    ends, cut at `MAX_CHARACTERS`. Raises Fault if it holds NUL or half a surrogate pair, or nothing
+    visible.
     """
     if "\0" in text:
         raise Fault(f"NUL character in {column!r}", f"at character {text.index(chr(0))}")

@@ -1,4 +1,6 @@
-"""Which texts are the same: exactly after normalisation, or nearly, by the runs of 13 words that they share."""
+"""Which texts are the same: exactly after normalisation, or nearly, by the runs of 13 words that
+they share.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +26,15 @@ def fold_text(text: str) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a normalised text, without punctuation.
-
-    Returns:
-        Its words in order.
-    """
+    """Return the words of a normalised text, without punctuation. Returns its words in order."""
     return _WORD.findall(fold_text(text))
 
 
 def word_runs(texts: Sequence[str], size: int = RUN) -> tuple[np.ndarray, np.ndarray]:
     """Hash every run of words of every text.
 
-    Args:
-        texts: Texts; one with fewer than `size` words has no run.
-
-    Returns:
-        Hashes (uint64) and the number of the text that each belongs to (int64), both of shape (runs,), in text order.
+    `texts`: texts; one with fewer than `size` words has no run. Returns hashes (uint64) and the
+    number of the text that each belongs to (int64), both of shape (runs,), in text order.
     """
     known: dict[str, int] = {}
     ids: list[int] = []
@@ -62,11 +57,8 @@ def word_runs(texts: Sequence[str], size: int = RUN) -> tuple[np.ndarray, np.nda
 def share_of_runs(texts: Sequence[str], held: np.ndarray) -> np.ndarray:
     """Say how much of each text's runs occur among given ones.
 
-    Args:
-        held: Hashes that `word_runs` returned.
-
-    Returns:
-        Share in 0..1, shape (texts,); 0 for a text too short to have a run.
+    `held`: hashes that `word_runs` returned. Returns share in 0..1, shape (texts,); 0 for a text
+    too short to have a run.
     """
     runs, owners = word_runs(texts)
     counts = np.bincount(owners, minlength=len(texts))
@@ -77,11 +69,8 @@ def share_of_runs(texts: Sequence[str], held: np.ndarray) -> np.ndarray:
 def repeats_within(texts: Sequence[str], max_share: float = 0.5) -> np.ndarray:
     """Find the texts that mostly repeat earlier ones.
 
-    Args:
-        max_share: Share of a text's runs found in earlier kept texts from which on it is a repeat.
-
-    Returns:
-        True for a text equal to an earlier one or for a repeat, shape (texts,).
+    `max_share`: share of a text's runs found in earlier kept texts from which on it is a repeat.
+    Returns True for a text equal to an earlier one or for a repeat, shape (texts,).
     """
     runs, owners = word_runs(texts)
     ends = np.searchsorted(owners, np.arange(len(texts)), side="right").tolist()

@@ -19,8 +19,9 @@ RETRIEVAL_FILES = ("corpus.jsonl.gz", "queries.jsonl.gz", "qrels.tsv.gz")
 class DatasetFiles:
     """One named set of a data folder.
 
-    `kind` is pairs, scored, labelled, texts or retrieval. `splits` maps train, dev and test to their files, relative to the
-    folder; texts have a train file only, a retrieval set has a folder under test.
+    `kind` is pairs, scored, labelled, texts or retrieval. `splits` maps train, dev and test to
+    their files, relative to the folder; texts have a train file only, a retrieval set has a folder
+    under test.
     """
 
     name: str
@@ -36,15 +37,12 @@ class DatasetFiles:
 def list_sets(root: Path) -> dict[str, DatasetFiles]:
     """List the sets of a folder in the shared layout.
 
-    Returns:
-        `kind/name` to set, sorted.
-
-    Raises:
-        BadInput: If the folder is missing or holds no set.
+    Returns `kind/name` to set, sorted. Raises BadInput if the folder is missing or holds no set.
     """
     if not root.is_dir():
         raise BadInput(
-            f"no data folder at {root}; give a folder with {', '.join(RowKind)} or {RETRIEVAL} inside"
+            f"no data folder at {root}; give a folder with {', '.join(RowKind)} or {RETRIEVAL}"
+            " inside"
         )
     result: dict[str, DatasetFiles] = {}
     for kind in RowKind:
@@ -72,7 +70,8 @@ def list_sets(root: Path) -> dict[str, DatasetFiles]:
             )
     if not result:
         raise BadInput(
-            f"{root} holds no data set; it needs files such as pairs/<name>.train.jsonl.gz or retrieval/<name>/corpus.jsonl.gz"
+            f"{root} holds no data set; it needs files such as pairs/<name>.train.jsonl.gz or"
+            " retrieval/<name>/corpus.jsonl.gz"
         )
     return dict(sorted(result.items()))
 
@@ -80,8 +79,7 @@ def list_sets(root: Path) -> dict[str, DatasetFiles]:
 def find_set(sets: dict[str, DatasetFiles], name: str) -> DatasetFiles:
     """Find a set by its key, or by its name alone where one set has it.
 
-    Raises:
-        BadInput: If there is none, or several of that name.
+    Raises BadInput if there is none, or several of that name.
     """
     if name in sets:
         return sets[name]

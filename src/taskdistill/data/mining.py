@@ -1,8 +1,10 @@
-"""Hard negatives for pairs: what lies near a query without being an answer to it, by exact search in bounded memory.
+"""Hard negatives for pairs: what lies near a query without being an answer to it, by exact search
+in bounded memory.
 
-A candidate is never a negative of a query where its normalised text equals the query, one of the query's known positives in
-any row (its siblings), or a positive of a query that shares a positive with it. What is left is ranked by cosine; a window of
-ranks is taken, and of it what lies far enough below the row's own positive.
+A candidate is never a negative of a query where its normalised text equals the query, one of the
+query's known positives in any row (its siblings), or a positive of a query that shares a positive
+with it. What is left is ranked by cosine; a window of ranks is taken, and of it what lies far
+enough below the row's own positive.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ QUERIES, CANDIDATES = 512, 16_384
 """Queries and candidates whose similarities are held at once: 32 MiB of float32."""
 
 RELATIVE_MARGIN = 0.05
-"""A text that scores above 95 % of a query's own positive is more often an answer nobody marked than a hard negative (NV-Retriever,
-arXiv 2407.15831, whose percentage to the positive was best at 95 %)."""
+"""A text that scores above 95 % of a query's own positive is more often an answer nobody marked
+than a hard negative (NV-Retriever, arXiv 2407.15831, whose percentage to the positive was best
+at 95 %).
+"""
 
 Numbers = NDArray[np.int64]
 
@@ -44,7 +48,9 @@ class MiningSettings:
     margin: float | None = None
     """A negative's cosine is at most the positive's minus this."""
     relative_margin: float | None = RELATIVE_MARGIN
-    """A negative's cosine is at most the positive's minus this share of the positive's size, whatever its sign; None for no such limit."""
+    """A negative's cosine is at most the positive's minus this share of the positive's size,
+    whatever its sign; None for no such limit.
+    """
     max_score: float | None = None
     """A negative's cosine is at most this."""
     min_score: float | None = None
@@ -56,18 +62,19 @@ class MiningSettings:
     def fields(self) -> dict[str, Any]:
         """Return the settings as plain data.
 
-        Raises:
-            BadInput: If no candidate could ever be taken.
+        Raises BadInput if no candidate could ever be taken.
         """
         if self.negatives < 1:
             raise BadInput(f"--negatives is {self.negatives}; give at least 1")
         if not 1 <= self.first <= self.last:
             raise BadInput(
-                f"ranks {self.first} to {self.last} are no window; the first must be at least 1 and not above the last"
+                f"ranks {self.first} to {self.last} are no window; the first must be at least 1 and"
+                " not above the last"
             )
         if self.last - self.first + 1 < self.negatives:
             raise BadInput(
-                f"ranks {self.first} to {self.last} hold fewer than the {self.negatives} negatives wanted; widen the window"
+                f"ranks {self.first} to {self.last} hold fewer than the {self.negatives} negatives"
+                " wanted; widen the window"
             )
         for name in ("margin", "relative_margin", "max_score", "min_score"):
             value = getattr(self, name)
@@ -77,11 +84,13 @@ class MiningSettings:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise BadInput(
-                    f"--{name.replace('_', '-')} is {value}; it must not be negative, or positives would be passed"
+                    f"--{name.replace('_', '-')} is {value}; it must not be negative, or positives"
+                    " would be passed"
                 )
         if self.relative_margin is not None and self.relative_margin >= 1:
             raise BadInput(
-                f"--relative-margin is {self.relative_margin}; it is a share of the positive's cosine: 0.05 stands for 5 %"
+                f"--relative-margin is {self.relative_margin}; it is a share of the positive's"
+                " cosine: 0.05 stands for 5 %"
             )
         if (
             self.max_score is not None
@@ -89,7 +98,8 @@ class MiningSettings:
             and self.min_score > self.max_score
         ):
             raise BadInput(
-                f"--min-score {self.min_score} is above --max-score {self.max_score}; no candidate lies between"
+                f"--min-score {self.min_score} is above --max-score {self.max_score}; no candidate"
+                " lies between"
             )
         return asdict(self)
 
@@ -117,7 +127,8 @@ class Relations:
     excluded: list[Numbers]
     """Candidates that are no negatives of each query, ascending."""
     siblings: int
-    """How many of those are other positives of the query or of one that shares a positive with it."""
+    """How many of those are other positives of the query or of one that shares a positive with it.
+    """
     merged: int
     """Texts that were left out of the candidates because another one equals them."""
 
@@ -125,11 +136,9 @@ class Relations:
 def build_relations(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relations:
     """Number the distinct texts of pairs and find what is no negative of what.
 
-    Args:
-        rows: Pairs; their positives and the negatives that they came with are candidates.
-
-    Returns:
-        The relations. Texts are the same if they are equal after normalisation, without punctuation at their end.
+    `rows`: pairs; their positives and the negatives that they came with are candidates. Returns the
+    relations. Texts are the same if they are equal after normalisation, without punctuation at
+    their end.
     """
     queries, query_texts = dict[str, int](), list[str]()
     candidates, candidate_texts, read = dict[str, int](), list[str](), 0
@@ -193,15 +202,10 @@ def top_k(
 ) -> tuple[NDArray[np.float32], Numbers]:
     """Find the nearest candidates of some queries, exactly, block by block.
 
-    Args:
-        queries: Unit rows, `(n, D)`.
-        excluded: Ascending numbers of candidates that each query must not find.
-        limit: How many each query finds at most.
-        usable: Candidates that have a vector, `(count,)`; None: all.
-
-    Returns:
-        Cosines `(n, most)`, descending, and candidates; where fewer are left the cosine is minus infinity. Of equal
-        cosines the lower number comes first.
+    `queries`: unit rows, `(n, D)`. `excluded`: ascending numbers of candidates that each query must
+    not find. `limit`: how many each query finds at most. `usable`: candidates that have a vector,
+    `(count,)`; None: all. Returns cosines `(n, most)`, descending, and candidates; where fewer are
+    left the cosine is minus infinity. Of equal cosines the lower number comes first.
     """
     top = np.full((len(queries), limit), -np.inf, np.float32)
     result = np.zeros((len(queries), limit), np.int64)
@@ -251,12 +255,9 @@ def mine_block(
 ) -> MinedBlock:
     """Mine the rows of a block of queries.
 
-    Args:
-        relations: What is no negative of what.
-        usable: Candidates that have a vector; None: all.
-
-    Returns:
-        The negatives that are added to each row, and how many candidates were passed over for what reason.
+    `relations`: what is no negative of what. `usable`: candidates that have a vector; None: all.
+    Returns the negatives that are added to each row, and how many candidates were passed over for
+    what reason.
     """
     rows = np.flatnonzero((relations.query_of >= block[0]) & (relations.query_of <= block[-1]))
     vectors = np.asarray(queries.take(block), dtype=np.float32)
@@ -292,8 +293,7 @@ def mine_block(
 def score_ceilings(positive: float, settings: MiningSettings) -> dict[str, float]:
     """Say below which cosine a candidate must lie.
 
-    Args:
-        positive: Cosine of the row's own positive; may be negative.
+    `positive`: cosine of the row's own positive; may be negative.
     """
     result = {}
     if settings.margin is not None:
@@ -344,11 +344,8 @@ def query_blocks(count: int) -> Iterator[Numbers]:
 def with_negatives(row: Pair, found: Sequence[str]) -> Mapping[str, Any]:
     """Write a pair with its negatives in our layout.
 
-    Args:
-        found: Negatives to add behind those it came with.
-
-    Returns:
-        A row of `pairs/<name>.<split>.jsonl.gz`.
+    `found`: negatives to add behind those it came with. Returns a row of
+    `pairs/<name>.<split>.jsonl.gz`.
     """
     record: dict[str, Any] = {"query": row.query, "positive": row.positive}
     if negatives := [*row.negatives, *found]:

@@ -1,4 +1,6 @@
-"""The order of a data set's rows in one epoch: a seeded permutation in which texts do not meet themselves in a batch."""
+"""The order of a data set's rows in one epoch: a seeded permutation in which texts do not meet
+themselves in a batch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from taskdistill.data.rows import Dataset, Pair, ScoredPair
 NEAR = 64
 """How many batches are tried for a row that fits into none of those left open."""
 FEW = 4
-"""Rows are exchanged only if at most so many batches' worth is left; more cannot be kept apart anyway."""
+"""Rows are exchanged only if at most so many batches' worth is left; more cannot be kept apart
+anyway.
+"""
 LOOK_AHEAD = 2
 """How many batches' worth of put-off rows are tried again for each batch."""
 
@@ -28,8 +32,7 @@ def generator(*key: object) -> np.random.Generator:
 def text_ids(dataset: Dataset) -> list[tuple[int, int]]:
     """Number the distinct normalised texts of pairs.
 
-    Returns:
-        For each row the numbers of its query and of its positive.
+    Returns for each row the numbers of its query and of its positive.
     """
     known: dict[str, int] = {}
     return [
@@ -50,17 +53,12 @@ def epoch_order(
 ) -> np.ndarray:
     """Arrange one epoch into batches.
 
-    Every row occurs at least once; the last batch is filled up with rows from all of the epoch. In batches of pairs no
-    normalised query or positive occurs in two rows, and a batch of scored rows holds two distinct scores, as far as
-    the rows allow it: a row that does not fit is put off to a later batch.
-
-    Args:
-        ids: What `text_ids` returned for pairs; unused for other kinds.
-        batch_size: Rows per batch, at most the rows of the data set.
-        candidates: Row numbers to arrange; None: all. Only for lone and labelled texts.
-
-    Returns:
-        Row numbers, shape (batches, batch_size).
+    Every row occurs at least once; the last batch is filled up with rows from all of the epoch. In
+    batches of pairs no normalised query or positive occurs in two rows, and a batch of scored rows
+    holds two distinct scores, as far as the rows allow it: a row that does not fit is put off to a
+    later batch. `ids`: what `text_ids` returned for pairs; unused for other kinds. `batch_size`:
+    rows per batch, at most the rows of the data set. `candidates`: row numbers to arrange; None:
+    all. Only for lone and labelled texts. Returns row numbers, shape (batches, batch_size).
     """
     permutation = rng.permutation(len(dataset.rows) if candidates is None else candidates)
     first = dataset.rows[0]
@@ -82,7 +80,9 @@ def _fill_up(permutation: np.ndarray, batch_size: int, rng: np.random.Generator)
 
 
 def _mix_scores(order: np.ndarray, scores: Sequence[float], fillers: Sequence[int]) -> None:
-    """Give every batch with a single score a row with another one: exchanged with a later batch if possible, else extra."""
+    """Give every batch with a single score a row with another one: exchanged with a later batch if
+    possible, else extra.
+    """
     for number, batch in enumerate(order):
         only = scores[batch[0]]
         if any(scores[row] != only for row in batch):
@@ -144,7 +144,9 @@ def _arrange(
 def _exchange(
     row: int, target: _OpenBatch, batches: Sequence[_OpenBatch], ids: Sequence[tuple[int, int]]
 ) -> bool:
-    """Put the row in place of a member of another batch that fits into the target, and that member into the target."""
+    """Put the row in place of a member of another batch that fits into the target, and that member
+    into the target.
+    """
     for other in batches[:NEAR]:
         if other is target:
             continue

@@ -1,4 +1,6 @@
-"""How much of an evaluation set was seen in training: exact texts, and texts that share a run of 13 words."""
+"""How much of an evaluation set was seen in training: exact texts, and texts that share a run of 13
+words.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ class Overlap:
     def counts(self) -> dict[str, int]:
         """Return the numbers for a report.
 
-        Returns:
-            texts, exact (equal after NFKC, case folding, joined white space) and near (share 13 words in a row, not exact).
+        Returns texts, exact (equal after NFKC, case folding, joined white space) and near (share 13
+        words in a row, not exact).
         """
         return {
             "texts": len(self.exact),
@@ -32,26 +34,23 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class SeenTexts:
-    """What training texts are compared by: normalised texts, and the sorted hashes of their runs of words."""
+    """What training texts are compared by: normalised texts, and the sorted hashes of their runs of
+    words.
+    """
 
     texts: frozenset[str]
     runs: np.ndarray
 
 
 def trained_on(train_texts: Sequence[str]) -> SeenTexts:
-    """Prepare training texts for several comparisons.
-
-    Returns:
-        What `overlap_with` takes.
-    """
+    """Prepare training texts for several comparisons. Returns what `overlap_with` takes."""
     return SeenTexts(frozenset(map(fold_text, train_texts)), np.unique(word_runs(train_texts)[0]))
 
 
 def overlap_with(trained: SeenTexts, eval_texts: Sequence[str]) -> Overlap:
     """Compare evaluation texts with prepared training texts.
 
-    Returns:
-        For each evaluation text whether it was seen.
+    Returns for each evaluation text whether it was seen.
     """
     exact = np.array([fold_text(text) in trained.texts for text in eval_texts], dtype=bool)
     return Overlap(exact, share_of_runs(eval_texts, trained.runs) > 0)
@@ -60,7 +59,6 @@ def overlap_with(trained: SeenTexts, eval_texts: Sequence[str]) -> Overlap:
 def overlap(train_texts: Sequence[str], eval_texts: Sequence[str]) -> Overlap:
     """Compare evaluation texts with training texts.
 
-    Returns:
-        For each evaluation text whether it was seen.
+    Returns for each evaluation text whether it was seen.
     """
     return overlap_with(trained_on(train_texts), eval_texts)

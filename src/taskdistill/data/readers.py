@@ -1,4 +1,6 @@
-"""Records from JSONL, CSV, Parquet and Hub data sets: one mapping per record, or the fault that spoilt it."""
+"""Records from JSONL, CSV, Parquet and Hub data sets: one mapping per record, or the fault that
+spoilt it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ BLOCK = 1 << 20
 
 
 class Fault(Exception):
-    """Why a record cannot be used: a reason shared by all such records and what is particular to this one."""
+    """Why a record cannot be used: a reason shared by all such records and what is particular to
+    this one.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -36,13 +40,10 @@ Record = tuple[int, dict[str, Any] | Fault]
 def read_records(path: Path, wanted: Collection[str] | None = None) -> Iterator[Record]:
     """Read the records of one file; blank lines are no records.
 
-    Args:
-        path: A file whose name ends in one of `SUFFIXES`.
-        wanted: Parquet only: columns to read, the others come as None; None reads every column.
-
-    Raises:
-        BadInput: If the file is missing, unreadable, of an unknown format, damaged as a whole, a decompression
-            bomb, or changed while it was read.
+    `path`: a file whose name ends in one of `SUFFIXES`. `wanted`: parquet only: columns to read,
+    the others come as None; None reads every column. Raises BadInput if the file is missing,
+    unreadable, of an unknown format, damaged as a whole, a decompression bomb, or changed while it
+    was read.
     """
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
@@ -51,7 +52,8 @@ def read_records(path: Path, wanted: Collection[str] | None = None) -> Iterator[
         )
     if not path.is_file():
         raise BadInput(
-            f"{path} is {'a folder' if path.is_dir() else 'missing'}; give a file of rows ({', '.join(SUFFIXES)})"
+            f"{path} is {'a folder' if path.is_dir() else 'missing'}; give a file of rows"
+            f" ({', '.join(SUFFIXES)})"
         )
     before = path.stat()
     if before.st_size == 0:
@@ -79,12 +81,9 @@ def read_hub(
 ) -> Iterator[Record]:
     """Read the records of a Hub data set.
 
-    Args:
-        revision: Branch, tag or commit; None is the default branch.
-        subset: Its subset (configuration); None for the only or default one.
-
-    Raises:
-        BadInput: If `datasets` is not installed or the data set cannot be loaded.
+    `revision`: branch, tag or commit; None is the default branch. `subset`: its subset
+    (configuration); None for the only or default one. Raises BadInput if `datasets` is not
+    installed or the data set cannot be loaded.
     """
     require_extra("datasets", "hub", f"hub:{name}")
     from datasets import load_dataset
@@ -94,7 +93,8 @@ def read_hub(
     except Exception as error:
         place = f"subset {subset!r}, split {split!r}" if subset else f"split {split!r}"
         raise BadInput(
-            f"hub:{name} ({place}) cannot be loaded: {error}; check its name, subset, split and the network"
+            f"hub:{name} ({place}) cannot be loaded: {error}; check its name, subset, split and the"
+            " network"
         ) from None
     for number, row in enumerate(rows, 1):
         yield number, cast("dict[str, Any]", row)
@@ -118,8 +118,8 @@ def _jsonl(path: Path) -> Iterator[Record]:
 def parse_json(text: str) -> dict[str, Any] | Fault:
     """Parse one JSON object strictly.
 
-    Returns:
-        The object, or the fault: duplicate key, NaN or infinity, nesting or a number beyond all bounds, not an object.
+    Returns the object, or the fault: duplicate key, NaN or infinity, nesting or a number beyond all
+    bounds, not an object.
     """
     try:
         return read_object(text)
@@ -152,7 +152,8 @@ def _csv(path: Path) -> Iterator[Record]:
         except csv.Error as error:
             if "unexpected end of data" in str(error):
                 raise BadInput(
-                    f"{path}:{first}: a quoted value that starts in this row is never closed; close it"
+                    f"{path}:{first}: a quoted value that starts in this row is never closed;"
+                    " close it"
                 ) from None
             yield first, Fault("not valid CSV", str(error))
             continue
@@ -195,14 +196,16 @@ def _parquet(path: Path, requested: Collection[str] | None) -> Iterator[Record]:
                 yield number, record | others
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadInput(
-            f"{path} cannot be read as Parquet after row {number} ({str(error)[:150]}); write it again"
+            f"{path} cannot be read as Parquet after row {number} ({str(error)[:150]}); write it"
+            " again"
         ) from None
 
 
 def _check_expansion(path: Path, expanded: int, size: int) -> None:
     if expanded > RATIO_FROM and expanded > MAX_RATIO * size:
         raise BadInput(
-            f"{path} grows to more than {MAX_RATIO} times its {size} bytes: refused as a decompression bomb"
+            f"{path} grows to more than {MAX_RATIO} times its {size} bytes: refused as a"
+            " decompression bomb"
         )
     if expanded > MAX_EXPANDED:
         raise BadInput(
@@ -211,7 +214,9 @@ def _check_expansion(path: Path, expanded: int, size: int) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes | Fault]]:
-    """Split on line feeds only; give line number, byte offset and the line, or a fault for one that is too long."""
+    """Split on line feeds only; give line number, byte offset and the line, or a fault for one that
+    is too long.
+    """
     packed = path.name.lower().endswith(".gz")
     size = path.stat().st_size
     number, start, expanded = 0, 0, 0
@@ -247,5 +252,6 @@ def _joined(parts: list[bytes], size: int) -> bytes | Fault:
 def _check_encoding(path: Path, block: bytes) -> None:
     if block.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise BadInput(
-            f"{path} is UTF-16, rows must be UTF-8; convert it first, for example: iconv -f utf-16 -t utf-8"
+            f"{path} is UTF-16, rows must be UTF-8; convert it first, for example: iconv -f utf-16"
+            " -t utf-8"
         )

@@ -1,4 +1,6 @@
-"""The four kinds of training rows, the counts of what became of every row read, and the data set that holds them."""
+"""The four kinds of training rows, the counts of what became of every row read, and the data set
+that holds them.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +59,13 @@ Row = Pair | ScoredPair | LabeledText | Text
 
 @dataclass(slots=True)
 class Counts:
-    """What became of every row: used as it was, used after a repair, or rejected; the three add up to `read`.
+    """What became of every row: used as it was, used after a repair, or rejected; the three add up
+    to `read`.
 
-    A row with several repairs counts once, under its first one. `duplicate` and `class with one example` are
-    rejected too, but are no faults: they do not count against a source's share of bad rows. `filtered` rows are
-    of a language that was not asked for; they are set aside before counting and not part of `read`.
+    A row with several repairs counts once, under its first one. `duplicate` and `class with one
+    example` are rejected too, but are no faults: they do not count against a source's share of bad
+    rows. `filtered` rows are of a language that was not asked for; they are set aside before
+    counting and not part of `read`.
     """
 
     read: int = 0
@@ -73,11 +77,7 @@ class Counts:
     ignored_columns: list[str] = field(default_factory=list)
 
     def reject(self, reason: str, where: str, detail: str = "") -> None:
-        """Count one rejected row.
-
-        Args:
-            reason: What is wrong, the same words for every such row.
-        """
+        """Count one rejected row. `reason`: what is wrong, the same words for every such row."""
         self.rejected[reason] += 1
         if len(self.examples) < EXAMPLES and self.rejected[reason] <= EXAMPLES_PER_REASON:
             self.examples.append(f"{where}: {reason}" + (f" ({detail})" if detail else ""))
@@ -85,8 +85,8 @@ class Counts:
     def as_dict(self) -> dict[str, Any]:
         """Return the counts as plain data.
 
-        Returns:
-            read, used, repaired and rejected (each reason to its rows), filtered, ignored_columns and examples.
+        Returns read, used, repaired and rejected (each reason to its rows), filtered,
+        ignored_columns and examples.
         """
         return {
             "read": self.read,
@@ -101,7 +101,9 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Rows of one kind from one source, with the counts of reading them and a hash of exactly these rows."""
+    """Rows of one kind from one source, with the counts of reading them and a hash of exactly these
+    rows.
+    """
 
     name: str
     kind: RowKind
@@ -116,8 +118,7 @@ def make_dataset(
 ) -> Dataset:
     """Put rows that are already clean into a data set.
 
-    Args:
-        counts: Counts of reading them; None: all were used as they are.
+    `counts`: counts of reading them; None: all were used as they are.
     """
     return Dataset(
         name, kind, rows, counts or Counts(read=len(rows), used=len(rows)), hash_rows(rows)
@@ -127,11 +128,8 @@ def make_dataset(
 def row_texts(row: Any) -> tuple[str, ...]:
     """Return every text of a row.
 
-    Args:
-        row: A row of any kind.
-
-    Returns:
-        query, positive and negatives; or text1 and text2; or the text.
+    `row`: a row of any kind. Returns query, positive and negatives; or text1 and text2; or the
+    text.
     """
     if isinstance(row, Pair):
         return (row.query, row.positive, *row.negatives)
@@ -143,8 +141,7 @@ def row_texts(row: Any) -> tuple[str, ...]:
 def hash_rows(rows: Iterable[Any]) -> str:
     """Return a hash of the rows' contents in their order.
 
-    Returns:
-        64 hexadecimal digits; equal for equal rows, whatever file format they came from.
+    Returns 64 hexadecimal digits; equal for equal rows, whatever file format they came from.
     """
     digest = hashlib.sha256()
     for row in rows:

@@ -1,4 +1,6 @@
-"""A recipe's source to a data set: every file below the root, every row used, repaired or rejected, and counted."""
+"""A recipe's source to a data set: every file below the root, every row used, repaired or rejected,
+and counted.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +36,14 @@ def load_source(
 ) -> Dataset:
     """Read one source of a recipe.
 
-    Args:
-        source: Path or glob below the root (or `hub:owner/name`), kind, columns, languages and limit.
-        max_bad: Share of faulty rows among those read above which the source is refused; exact duplicates and
-            classes with one example are rejected but are no faults.
-        seed: With `source.limit`, decides which rows are drawn.
-        progress: Called with files done and files in all.
-
-    Returns:
-        The data set. Its rows are in file order; with `source.limit` they are a part of the rows counted.
-
-    Raises:
-        BadInput: If a file is missing, empty or damaged, a column is missing, too many rows are faulty, scores are
-            all equal (CoSENT has no pairs then), or there is one class only.
+    `source`: path or glob below the root (or `hub:owner/name`), kind, columns, languages and limit.
+    `max_bad`: share of faulty rows among those read above which the source is refused; exact
+    duplicates and classes with one example are rejected but are no faults. `seed`: with
+    `source.limit`, decides which rows are drawn. `progress`: called with files done and files in
+    all. Returns the data set. Its rows are in file order; with `source.limit` they are a part of
+    the rows counted. Raises BadInput if a file is missing, empty or damaged, a column is missing,
+    too many rows are faulty, scores are all equal (CoSENT has no pairs then), or there is one class
+    only.
     """
     _check_columns(name, source)
     counts, rows, seen, repaired = Counts(), list[Any](), set[Any](), dict[int, str]()
@@ -61,15 +58,16 @@ def load_source(
     faults = sum(number for reason, number in counts.rejected.items() if reason not in NO_FAULT)
     if faults > max_bad * counts.read:
         raise BadInput(
-            f"{where}: {faults} of {counts.read} rows are faulty, more than data.max_bad={max_bad:g} allows; "
-            f"mend them or raise data.max_bad. The first {len(counts.examples)}: "
-            + "; ".join(counts.examples)
+            f"{where}: {faults} of {counts.read} rows are faulty, more than"
+            f" data.max_bad={max_bad:g} allows; mend them or raise data.max_bad. The first"
+            f" {len(counts.examples)}: " + "; ".join(counts.examples)
         )
     if source.kind is RowKind.LABELLED:
         rows = _drop_lonely(rows, counts, where, repaired)
     if source.kind is RowKind.SCORED and len({row.score for row in rows}) < 2:
         raise BadInput(
-            f"{where}: all {len(rows)} scores are equal, so CoSENT has no pairs; use the source as pairs or give graded scores"
+            f"{where}: all {len(rows)} scores are equal, so CoSENT has no pairs; use the source as"
+            " pairs or give graded scores"
         )
     counts.repaired.update(repaired.values())
     counts.used = counts.read - counts.rejected.total() - counts.repaired.total()
@@ -82,7 +80,8 @@ def _check_columns(name: str, source: SourceConfig) -> None:
     for field in source.columns:
         if field not in known:
             raise BadInput(
-                f"data.sources.{name}.columns names {field!r}, no field of {source.kind.value} rows{did_you_mean(field, known)}"
+                f"data.sources.{name}.columns names {field!r}, no field of {source.kind.value}"
+                f" rows{did_you_mean(field, known)}"
             )
 
 
@@ -120,8 +119,7 @@ def _in_language(records: Iterator[Record], column: str, language: str) -> Itera
 def resolve(root: Path, name: str, pattern: str) -> list[Path]:
     """Find the files of a source.
 
-    Raises:
-        BadInput: If there is none; names the nearest file that exists.
+    Raises BadInput if there is none; names the nearest file that exists.
     """
     if not any(sign in pattern for sign in "*?["):
         path = root / pattern
@@ -235,8 +233,9 @@ def _check_missing(
         field for field in REQUIRED[source.kind] if source.columns.get(field, field) == lost[0]
     )
     raise BadInput(
-        f"{label}: no column {lost[0]!r} for the field {field!r} of {source.kind.value} rows; columns found: {', '.join(columns[:20])}; "
-        f"name the right one in the recipe, under the source: columns: {{{field}: <column>}}"
+        f"{label}: no column {lost[0]!r} for the field {field!r} of {source.kind.value} rows;"
+        f" columns found: {', '.join(columns[:20])}; name the right one in the recipe, under the"
+        f" source: columns: {{{field}: <column>}}"
     )
 
 
@@ -246,13 +245,15 @@ def _drop_lonely(
     sizes = Counter(row.label for row in rows)
     if len(sizes) < 2:
         raise BadInput(
-            f"{where}: one class only ({next(iter(sizes), 'none')!r}); classification needs rows of two classes or more"
+            f"{where}: one class only ({next(iter(sizes), 'none')!r}); classification needs rows of"
+            " two classes or more"
         )
     rows_left = [row for row in rows if sizes[row.label] > 1]
     left = {label for label, size in sizes.items() if size > 1}
     if len(left) < 2:
         raise BadInput(
-            f"{where}: {len(sizes)} classes, but only {len(left)} of them has two examples or more; give more rows per class"
+            f"{where}: {len(sizes)} classes, but only {len(left)} of them has two examples or more;"
+            " give more rows per class"
         )
     for index, row in enumerate(rows):
         if sizes[row.label] == 1:

@@ -1,1 +1,3 @@
-"""The embedded default data: docstrings of installed packages as training rows and held-out sets."""
+"""The embedded default data: docstrings of installed packages as training rows and
+held-out sets.
+"""

@@ -21,8 +21,9 @@ MAX_BYTES = 1 << 20
 """Larger files are tables or generated code."""
 
 _SKIPPED_FOLDERS_LIST = """
-test tests testing _testing unit_tests vendor _vendor _vendored vendored externals extern third_party idlelib lib2to3 turtledemo
-ensurepip site-packages dist-packages __pycache__ node_modules benchmarks examples
+test tests testing _testing unit_tests vendor _vendor _vendored vendored externals extern
+third_party idlelib lib2to3 turtledemo ensurepip site-packages dist-packages __pycache__
+node_modules benchmarks examples
 """
 SKIPPED_FOLDERS = frozenset(_SKIPPED_FOLDERS_LIST.split())
 SKIPPED_PACKAGES = frozenset({"taskdistill"})
@@ -30,7 +31,9 @@ CHUNK = 64
 
 
 class Doc(NamedTuple):
-    """One documented object: import name of its package, dotted module, name inside it, kind, and its prose."""
+    """One documented object: import name of its package, dotted module, name inside it, kind, and
+    its prose.
+    """
 
     package: str
     module: str
@@ -59,8 +62,8 @@ class Scan:
 def search_folders() -> list[Path]:
     """Return where the running interpreter's packages lie.
 
-    Returns:
-        The folders of the standard library and of installed packages that exist, without repeats.
+    Returns the folders of the standard library and of installed packages that exist, without
+    repeats.
     """
     paths = sysconfig.get_paths()
     folders = [Path(paths[key]) for key in ("stdlib", "purelib", "platlib")]
@@ -83,16 +86,12 @@ def scan(
 ) -> Scan:
     """Collect the docstrings of modules, classes, functions and methods.
 
-    Files are read in the order of a hash of their module's name, so that stopping early leaves a sample of all packages.
-
-    Args:
-        enough: Stop once this many documented objects were found; None reads every file.
-        processes: Worker processes; None: one per usable core, at most 8.
-        progress: Called with files done and files in all.
-
-    Returns:
-        The documented objects with a usable summary or body, in order of module and place. Test folders and copies of other
-        packages are left out; `docstrings` counts the others too.
+    Files are read in the order of a hash of their module's name, so that stopping early leaves a
+    sample of all packages. `enough`: stop once this many documented objects were found; None reads
+    every file. `processes`: worker processes; None: one per usable core, at most 8. `progress`:
+    called with files done and files in all. Returns the documented objects with a usable summary or
+    body, in order of module and place. Test folders and copies of other packages are left out;
+    `docstrings` counts the others too.
     """
     files, too_large = _files(search_paths)
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
@@ -134,7 +133,9 @@ def _map(
 
 
 def _files(search_paths: Sequence[Path]) -> tuple[list[tuple[str, str]], int]:
-    """List (path, dotted module) of source files; a module found in an earlier folder hides a later one."""
+    """List (path, dotted module) of source files; a module found in an earlier folder hides a later
+    one.
+    """
     modules: dict[str, str] = {}
     too_large = 0
     for root in search_paths:
@@ -183,11 +184,8 @@ def _read_chunk(files: list[tuple[str, str]]) -> tuple[list[Doc], int, int]:
 def read_module(source: bytes, module: str) -> tuple[list[Doc], int]:
     """Collect the documented objects of one module.
 
-    Returns:
-        The objects with a usable summary or body in file order, and how many docstrings there were.
-
-    Raises:
-        SyntaxError: If the source does not parse.
+    Returns the objects with a usable summary or body in file order, and how many docstrings there
+    were. Raises SyntaxError if the source does not parse.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -229,7 +227,6 @@ def _definitions(
 def hash_unit(text: str) -> float:
     """Return a number in [0, 1) that depends on the text alone.
 
-    Returns:
-        The first 52 bits of its SHA-256 as a fraction.
+    Returns the first 52 bits of its SHA-256 as a fraction.
     """
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2.0**64

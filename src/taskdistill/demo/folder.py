@@ -1,4 +1,6 @@
-"""The embedded default as a data folder: training files and held-out sets from the docstrings of installed packages."""
+"""The embedded default as a data folder: training files and held-out sets from the docstrings of
+installed packages.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ FULL_LIMIT = 12_000
 LEAST_SHARE = 0.08
 READ_AHEAD = 2.5
 READ_LEAST = 20_000
-"""With a limit, files are read until this many times as many documented objects were found, and at least so many."""
+"""With a limit, files are read until this many times as many documented objects were found, and at
+least so many.
+"""
 
 Tables = dict[str, list[dict[str, Any]]]
 
@@ -60,25 +64,19 @@ def build_docs_folder(
 ) -> dict[str, Any]:
     """Write the embedded default as a data folder of the shared layout.
 
-    Training: `pairs/docs.train` (summary or name against body), `pairs/docs-same.train` (one object documented in two places),
-    `scored/docs.train` (grades are ours: 1 the same object, 0.5 the same class or module, 0 other packages),
-    `labelled/docs.train` (label: package), `texts/docs`. Held out, from other modules: `retrieval/docs`, `retrieval/docs-dev`, and the dev and
-    test files of `pairs/docs-same`, `scored/docs` and `labelled/docs`. Bodies are cut at 1,000 characters. Which objects are held
-    out depends on names alone, not on the seed.
-
-    Args:
-        out: Folder to make; nothing is left there if the work fails.
-        limit: Most training documents; None uses all. Below 12,000 the evaluation sets shrink with it, and reading stops early.
-        search_paths: Folders of packages; None: standard library and installed packages of this interpreter.
-        processes: Worker processes that read; None: one per core.
-        progress: Called with files read and files in all.
-
-    Returns:
-        Counts: files, docstrings, documents by split, duplicates dropped, packages, modules and rows of every file. The manifest
-        of the folder holds the same.
-
-    Raises:
-        BadInput: If there are too few documented packages, or the folder exists and is not to be replaced.
+    Training: `pairs/docs.train` (summary or name against body), `pairs/docs-same.train` (one object
+    documented in two places), `scored/docs.train` (grades are ours: 1 the same object, 0.5 the same
+    class or module, 0 other packages), `labelled/docs.train` (label: package), `texts/docs`. Held
+    out, from other modules: `retrieval/docs`, `retrieval/docs-dev`, and the dev and test files of
+    `pairs/docs-same`, `scored/docs` and `labelled/docs`. Bodies are cut at 1,000 characters. Which
+    objects are held out depends on names alone, not on the seed. `out`: folder to make; nothing is
+    left there if the work fails. `limit`: most training documents; None uses all. Below 12,000 the
+    evaluation sets shrink with it, and reading stops early. `search_paths`: folders of packages;
+    None: standard library and installed packages of this interpreter. `processes`: worker processes
+    that read; None: one per core. `progress`: called with files read and files in all. Returns
+    counts: files, docstrings, documents by split, duplicates dropped, packages, modules and rows of
+    every file. The manifest of the folder holds the same. Raises BadInput if there are too few
+    documented packages, or the folder exists and is not to be replaced.
     """
     if not replace:
         check_free(out)
@@ -104,8 +102,9 @@ def build_docs_folder(
     empty = [name for name in ("pairs/docs.train", "retrieval/docs/queries") if not tables[name]]
     if empty:
         raise BadInput(
-            f"only {counts['distinct']} documented objects in {counts['modules']} modules below {', '.join(map(str, paths))}: "
-            f"no rows for {', '.join(empty)}; install more packages or give data.root a folder of your own texts"
+            f"only {counts['distinct']} documented objects in {counts['modules']} modules below"
+            f" {', '.join(map(str, paths))}: no rows for {', '.join(empty)}; install more packages"
+            " or give data.root a folder of your own texts"
         )
     counts["rows"] = {name: len(rows) for name, rows in tables.items() if rows}
     counts["queries_by_name"] = sum(
@@ -129,7 +128,9 @@ def build_docs_folder(
 
 
 def _draw(split: DocSplit, limit: int, seed: int) -> list[Doc]:
-    """Draw the training documents: objects documented twice first, for up to a quarter of them, because they are rare."""
+    """Draw the training documents: objects documented twice first, for up to a quarter of them,
+    because they are rare.
+    """
     twice = list(dict.fromkeys(doc for pair in split.same["train"][: limit // 8] for doc in pair))
     chosen = set(twice)
     for number in generator(seed, "docstrings_limit").permutation(len(split.train)).tolist():
@@ -182,7 +183,9 @@ def _labels(train: Sequence[Doc], test: Sequence[Doc]) -> list[str]:
 
 
 def _retrieval(name: str, docs: Sequence[Doc], most_queries: int, most_documents: int) -> Tables:
-    """A corpus of held-out bodies that do not repeat one another, named as their objects, and one query each for some of them."""
+    """A corpus of held-out bodies that do not repeat one another, named as their objects, and one
+    query each for some of them.
+    """
     ordered = sorted(
         (doc for doc in docs if doc.body), key=lambda doc: hash_unit(f"{doc.module}.{doc.name}")
     )

@@ -1,4 +1,6 @@
-"""From a docstring to prose: a summary that reads like a query and a body, with mark-up and code taken out."""
+"""From a docstring to prose: a summary that reads like a query and a body, with mark-up and code
+taken out.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +25,24 @@ _BOLD = re.compile(r"(?<![\w*])\*{1,2}(?=\S)([^*\n]+?)(?<=\S)\*{1,2}(?![\w*])")
 _TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>\n]*)?/?>")
 _URL = re.compile(r"<?\bhttps?://\S+")
 _FIELD = re.compile(
-    r"^\s*:(?:param|parameter|arg|argument|key|keyword|ivar|cvar|var|raises?|except|exception)\s+(?:[\w\[\], .|]+\s)?\s*([*\w.]+)\s*:"
+    r"^\s*:(?:param|parameter|arg|argument|key|keyword|ivar|cvar|var|raises?|except|exception)\s+(?:[\w\[\],"
+    r" .|]+\s)?\s*([*\w.]+)\s*:"
 )
 _FIELD_ALONE = re.compile(r"^\s*:(returns?|yields?)(?:\s[^:]*)?:", re.IGNORECASE)
 _FIELD_TYPE = re.compile(r"^\s*:(?:type\b[^:]*|rtype|vartype\b[^:]*|meta\b[^:]*):")
 _UNDERLINE = re.compile(r"^\s*([=\-~^*#\"'+`_.:])\1{2,}\s*$")
 _DIRECTIVE = re.compile(r"^(\s*)\.\.\s+(?:\[[^\]]*\]|_[^:]*:|\|[^|]*\||([\w:+-]+?)\s?::?)\s*(.*)$")
 _DROPPED_DIRECTIVES_LIST = """
-math code code-block sourcecode ipython image figure plot testcode testoutput testsetup doctest highlight jupyter-execute
-versionadded versionchanged versionremoved deprecated list-table csv-table table autosummary autoclass automodule autofunction
-toctree index include raw currentmodule module moduleauthor sectionauthor codeauthor minigallery legacy inheritance-diagram graphviz
-parsed-literal literalinclude only rubric
+math code code-block sourcecode ipython image figure plot testcode testoutput testsetup doctest
+highlight jupyter-execute versionadded versionchanged versionremoved deprecated list-table
+csv-table table autosummary autoclass automodule autofunction toctree index include raw
+currentmodule module moduleauthor sectionauthor codeauthor minigallery legacy inheritance-diagram
+graphviz parsed-literal literalinclude only rubric
 """
 _DROPPED_DIRECTIVES = frozenset(_DROPPED_DIRECTIVES_LIST.split())
 _CODE_HEADINGS = re.compile(
-    r"^\s*(?:#+\s*)?(?:examples?|usage|example usage|sample usage|see also|references|doctests?|footnotes)\s*:{0,2}\s*$",
+    r"^\s*(?:#+\s*)?(?:examples?|usage|example usage|sample usage|see"
+    r" also|references|doctests?|footnotes)\s*:{0,2}\s*$",
     re.IGNORECASE,
 )
 _HEADING = re.compile(r"^\s*(?:#+\s*)?([A-Z][\w ]{2,30}):{0,2}\s*$")
@@ -49,8 +54,8 @@ _TABLE = re.compile(
 _SIGNATURE = re.compile(r"^[\w.]+\s*(?:\[[^\]]*\])?\([^)]*\)?[^.]*$")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _COMMON_LIST = """
-a an the of to in on for and or is are be as by with from that this if it not when which at into can will has have
-all each given new one used using return returns set get create
+a an the of to in on for and or is are be as by with from that this if it not when which at into
+can will has have all each given new one used using return returns set get create
 """
 _COMMON = frozenset(_COMMON_LIST.split())
 _PHRASES = (
@@ -64,8 +69,10 @@ _PHRASES = (
     "see parent class",
 )
 _BOILERPLATE = re.compile(
-    r"return (?:repr|str|self|hash|iter|len|value|key)\b.{0,12}$|implement \w+\(self|auto-?generated|todo|fixme|"
-    r"(?:inherited|overrid(?:e|es|den)|deprecated|alias|internal|private|see|same as|refer to|noqa|type:|pylint|coding[:=]|usage:|"
+    r"return (?:repr|str|self|hash|iter|len|value|key)\b.{0,12}$|implement"
+    r" \w+\(self|auto-?generated|todo|fixme|"
+    r"(?:inherited|overrid(?:e|es|den)|deprecated|alias|internal|private|see|same as|refer"
+    r" to|noqa|type:|pylint|coding[:=]|usage:|"
     r"parameters?|args?|arguments?|returns?|raises?|yields?|examples?|notes?|attributes?|warnings?)\b[:.]?\s*(?:[\w.]+\.?)?$",
     re.IGNORECASE,
 )
@@ -81,14 +88,11 @@ class Prose(NamedTuple):
 def prose(docstring: str) -> Prose:
     """Split a docstring into summary and body of plain text.
 
-    Mark-up loses its signs; code, doctests, tables, pictures, formulas and version notes go. The summary is the first
-    paragraph that is no signature, cut after its first sentences at `MAX_SUMMARY` characters. The body is the rest, cut at `MAX_BODY`.
-
-    Args:
-        docstring: Text as `ast.get_docstring` gives it (indentation removed).
-
-    Returns:
-        Summary in one line, and body with its line breaks. Parts that are no English-like text come back empty.
+    Mark-up loses its signs; code, doctests, tables, pictures, formulas and version notes go. The
+    summary is the first paragraph that is no signature, cut after its first sentences at
+    `MAX_SUMMARY` characters. The body is the rest, cut at `MAX_BODY`. `docstring`: text as
+    `ast.get_docstring` gives it (indentation removed). Returns summary in one line, and body with
+    its line breaks. Parts that are no English-like text come back empty.
     """
     lines = _plain_lines(docstring)
     start = next((i for i, line in enumerate(lines) if line), len(lines))
@@ -110,8 +114,7 @@ def prose(docstring: str) -> Prose:
 def is_prose(text: str, words: int) -> bool:
     """Say whether a text reads like English rather than code, a table or boilerplate.
 
-    Returns:
-        True if it does.
+    Returns True if it does.
     """
     pieces = text[:MAX_BODY].split()
     result = _WORD.findall(" ".join(pieces))
@@ -128,11 +131,7 @@ def is_prose(text: str, words: int) -> bool:
 
 
 def cut(text: str, characters: int) -> str:
-    """Cut a text between words.
-
-    Args:
-        characters: Most characters of the result.
-    """
+    """Cut a text between words. `characters`: most characters of the result."""
     if len(text) <= characters:
         return text
     shown = text[: characters + 1].rsplit(None, 1)[0]
@@ -208,7 +207,9 @@ def _plain_lines(docstring: str) -> list[str]:
 
 
 def _without_code_sections(lines: list[str]) -> list[str]:
-    """Drop what stands under an underlined heading such as Examples (marked form feed) until the next one (marked tab)."""
+    """Drop what stands under an underlined heading such as Examples (marked form feed) until the
+    next one (marked tab).
+    """
     lines_left: list[str] = []
     dropping = False
     for line in lines:

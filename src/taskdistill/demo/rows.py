@@ -1,4 +1,6 @@
-"""Rows of every kind from documented objects: search pairs, matching pairs, graded pairs, labels and lone texts."""
+"""Rows of every kind from documented objects: search pairs, matching pairs, graded pairs, labels
+and lone texts.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ NAME_SHARE = 0.5
 """Share of the documents with a telling name that are also asked for by it."""
 NAME_SHARE_EVALUATION = 0.25
 COMMON_NAME = 20
-"""A last name that more documents than these carry (forward, fit) does not tell which one is meant."""
+"""A last name that more documents than these carry (forward, fit) does not tell which one is meant.
+"""
 MIN_QUERY_WORDS = 4
 MAX_QUERY = 200
 LANG = "en"
@@ -38,8 +41,7 @@ class DocQuery(NamedTuple):
 def short(doc: Doc) -> str:
     """Return the beginning of a docstring in one line.
 
-    Returns:
-        Summary and body, joined and cut at `SHORT` characters.
+    Returns summary and body, joined and cut at `SHORT` characters.
     """
     return cut(" ".join(doc.text.split()), SHORT)
 
@@ -47,8 +49,8 @@ def short(doc: Doc) -> str:
 def name_query(doc: Doc) -> str:
     """Return what a person might type to find an object by its name.
 
-    Returns:
-        Either the dotted name without private parts, or the words of package and name in lower case; a hash of the name decides.
+    Returns either the dotted name without private parts, or the words of package and name in lower
+    case; a hash of the name decides.
     """
     modules = [part for part in doc.module.split(".") if not part.startswith("_")]
     dotted = ".".join([*modules, doc.name] if doc.name else modules)
@@ -64,14 +66,10 @@ def _words(name: str) -> list[str]:
 def queries(docs: Sequence[Doc], name_share: float) -> list[DocQuery]:
     """Ask for every document with a body by its summary, and for some by name.
 
-    A summary asks with its first sentence. One that stands over several bodies asks for none of them; a name asks only if it is
-    public, its last part is rare, and one of its words stands in the body.
-
-    Args:
-        name_share: Share of the objects with a telling name that are asked for by it.
-
-    Returns:
-        Queries in the order of the documents.
+    A summary asks with its first sentence. One that stands over several bodies asks for none of
+    them; a name asks only if it is public, its last part is rare, and one of its words stands in
+    the body. `name_share`: share of the objects with a telling name that are asked for by it.
+    Returns queries in the order of the documents.
     """
     with_body = [doc for doc in docs if doc.body]
     summaries = Counter(exact_key(_question(doc.summary)) for doc in with_body if doc.summary)
@@ -108,11 +106,7 @@ def _is_telling(doc: Doc, names: Mapping[str, int]) -> bool:
 
 
 def search_pairs(docs: Sequence[Doc]) -> list[Pair]:
-    """Make (query, body) rows.
-
-    Returns:
-        One row a query; no two have the same query.
-    """
+    """Make (query, body) rows. Returns one row a query; no two have the same query."""
     rows = {
         exact_key(query.text): Pair(query.text, query.doc.body, (), LANG)
         for query in queries(docs, NAME_SHARE)
@@ -123,8 +117,7 @@ def search_pairs(docs: Sequence[Doc]) -> list[Pair]:
 def matching_pairs(pairs: Sequence[tuple[Doc, Doc]], limit: int) -> list[Pair]:
     """Make rows of one object documented in two places.
 
-    Args:
-        limit: Most rows; a hash of the names decides which.
+    `limit`: most rows; a hash of the names decides which.
     """
     return [
         Pair(short(first), short(second), (), LANG) for first, second in _sample_pairs(pairs, limit)
@@ -134,13 +127,11 @@ def matching_pairs(pairs: Sequence[tuple[Doc, Doc]], limit: int) -> list[Pair]:
 def graded_pairs(
     docs: Sequence[Doc], pairs: Sequence[tuple[Doc, Doc]], limit: int
 ) -> list[ScoredPair]:
-    """Make an STS-like set whose grades follow from where docstrings stand; the grades are ours, no person gave them.
+    """Make an STS-like set whose grades follow from where docstrings stand; the grades are ours, no
+    person gave them.
 
-    1: one object documented in two places. 0.5: two objects of one class or module. 0: objects of two packages.
-
-    Args:
-        pairs: Pairs of grade 1.
-        limit: Most rows; a third has each grade.
+    1: one object documented in two places. 0.5: two objects of one class or module. 0: objects of
+    two packages. `pairs`: pairs of grade 1. `limit`: most rows; a third has each grade.
     """
     chosen = _sample_pairs(pairs, limit // 3)
     rows = [ScoredPair(short(first), short(second), 1.0, LANG) for first, second in chosen]
@@ -171,8 +162,7 @@ def graded_pairs(
 def labelled_rows(docs: Sequence[Doc], packages: Sequence[str], limit: int) -> list[LabeledText]:
     """Label docstrings by their package.
 
-    Args:
-        limit: Most rows of one label; a hash of the names decides which.
+    `limit`: most rows of one label; a hash of the names decides which.
     """
     taken: Counter[str] = Counter()
     rows: list[LabeledText] = []
@@ -195,8 +185,7 @@ def labelled_rows(docs: Sequence[Doc], packages: Sequence[str], limit: int) -> l
 def lone_texts(docs: Sequence[Doc]) -> list[Text]:
     """Return the docstrings that are not split into a query and a body.
 
-    Returns:
-        One text for every object that has only a summary or only a body.
+    Returns one text for every object that has only a summary or only a body.
     """
     rows = {
         exact_key(doc.text): Text(doc.text, LANG) for doc in docs if not (doc.summary and doc.body)

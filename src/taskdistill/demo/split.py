@@ -1,4 +1,6 @@
-"""Which documented objects train and which are held out: whole modules apart, and no text that crosses the line."""
+"""Which documented objects train and which are held out: whole modules apart, and no text that
+crosses the line.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,19 @@ DEV_SHARE = 1 / 20
 SAME_NAME = 6
 """A name that more objects than these carry says nothing; their docstrings are not paired."""
 
-_EVERYWHERE_LIST = "args with that this from returns return parameters parameter optional default given when whether none true false type object"
+_EVERYWHERE_LIST = (
+    "args with that this from returns return parameters parameter optional default given when"
+    " whether none true false type object"
+)
 EVERYWHERE = frozenset(_EVERYWHERE_LIST.split())
 """Words that two docstrings share without speaking of the same thing."""
 
 
 @dataclass(frozen=True, slots=True)
 class DocSplit:
-    """Documented objects by split, pairs of objects that are one thing documented twice, and how many were dropped and why."""
+    """Documented objects by split, pairs of objects that are one thing documented twice, and how
+    many were dropped and why.
+    """
 
     train: list[Doc]
     dev: list[Doc]
@@ -35,10 +42,11 @@ class DocSplit:
 def split_docs(docs: Sequence[Doc]) -> DocSplit:
     """Split documented objects by module.
 
-    A module's split follows from a hash of its dotted name (test 1/6, dev 1/20 of the modules). A pair of one object in two
-    places is held out when one of its sides lies in a held-out module; its other side is then taken out of training too. An
-    object is dropped from training (or dev) if its summary, its body or both together have the same words as a text of a
-    held-out object, or share a run of 13 words with one.
+    A module's split follows from a hash of its dotted name (test 1/6, dev 1/20 of the modules). A
+    pair of one object in two places is held out when one of its sides lies in a held-out module;
+    its other side is then taken out of training too. An object is dropped from training (or dev) if
+    its summary, its body or both together have the same words as a text of a held-out object, or
+    share a run of 13 words with one.
     """
     distinct = _distinct(docs)
     modules = {doc.module: _split_of(doc.module) for doc in distinct}
@@ -124,10 +132,11 @@ def _keys(doc: Doc) -> list[str]:
 def same_object(docs: Sequence[Doc]) -> list[tuple[Doc, Doc]]:
     """Pair the docstrings of one object documented in two places.
 
-    Two functions, classes or methods count as the same object if they carry the same public name of six letters or more
-    (case and underscores aside), at most `SAME_NAME` objects carry it, they lie in different modules, and their
-    docstrings share two longer words but are not mostly copies of one another. Of the possible pairs, those across packages come first; each object
-    is in one pair.
+    Two functions, classes or methods count as the same object if they carry the same public name of
+    six letters or more (case and underscores aside), at most `SAME_NAME` objects carry it, they lie
+    in different modules, and their docstrings share two longer words but are not mostly copies of
+    one another. Of the possible pairs, those across packages come first; each object is in one
+    pair.
     """
     by_name: dict[str, list[Doc]] = defaultdict(list)
     for doc in docs:

@@ -1,4 +1,6 @@
-"""Back ends: what runs the model, from token ids to pooled vectors, behind the one interface that training uses too."""
+"""Back ends: what runs the model, from token ids to pooled vectors, behind the one interface that
+training uses too.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ from taskdistill.model.student import TokenModel
 from taskdistill.types import Backend
 
 FASTEST: dict[str, Backend] = {}
-"""Family of backbone to the back end in float32 that was fastest on a CPU, where that is not torch; benchmarks/encode_backends.py
-measured it and docs/performance.md shows the figures. int8 is never chosen, since it changes the vectors."""
+"""Family of backbone to the back end in float32 that was fastest on a CPU, where that is not torch;
+benchmarks/encode_backends.py measured it and docs/performance.md shows the figures. int8 is
+never chosen, since it changes the vectors.
+"""
 
 
 def open_backend(
@@ -24,11 +28,8 @@ def open_backend(
 ) -> TokenModel:
     """Make a model ready to run in a back end.
 
-    Args:
-        calibration: Texts for int8; None for fixed ones.
-
-    Raises:
-        BadInput: If the name is unknown, a package is missing, the model cannot run there, or calibration texts have no effect.
+    `calibration`: texts for int8; None for fixed ones. Raises BadInput if the name is unknown, a
+    package is missing, the model cannot run there, or calibration texts have no effect.
     """
     if name not in tuple(Backend):
         raise BadInput(f"unknown back end {name!r}{did_you_mean(name, Backend)}")
@@ -49,8 +50,7 @@ def open_backend(
 def runs_on_cpu(name: str) -> bool:
     """Say whether a back end runs nowhere else.
 
-    Returns:
-        True for every one but torch, and `auto`, which may choose torch.
+    Returns True for every one but torch, and `auto`, which may choose torch.
     """
     return name not in (Backend.TORCH, Backend.AUTO)
 
@@ -58,15 +58,13 @@ def runs_on_cpu(name: str) -> bool:
 def choose_place(device: str, dtype: str, backend: str) -> tuple[torch.device, torch.dtype]:
     """Choose where a model is read to, and in which arithmetic.
 
-    Args:
-        device: See `resolve_device`; a back end that runs on CPUs only takes one by itself.
-
-    Raises:
-        BadInput: If one is not here, or the number type has no effect on the back end.
+    `device`: see `resolve_device`; a back end that runs on CPUs only takes one by itself. Raises
+    BadInput if one is not here, or the number type has no effect on the back end.
     """
     if runs_on_cpu(backend) and dtype not in (AUTO, "float32"):
         raise BadInput(
-            f"dtype {dtype} has no effect on the back end {backend}, which has an arithmetic of its own; leave one of them out"
+            f"dtype {dtype} has no effect on the back end {backend}, which has an arithmetic of its"
+            " own; leave one of them out"
         )
     place = CPU if device == AUTO and runs_on_cpu(backend) else resolve_device(device)
     return place, resolve_dtype(dtype, place)
@@ -75,8 +73,7 @@ def choose_place(device: str, dtype: str, backend: str) -> tuple[torch.device, t
 def automatic(model: Model) -> Backend:
     """Choose a back end by the table of measurements.
 
-    Returns:
-        The fastest back end that gives the model's own vectors.
+    Returns the fastest back end that gives the model's own vectors.
     """
     backbone = getattr(model.module, "backbone", None)
     if backbone is None or model.module.device.type != "cpu":

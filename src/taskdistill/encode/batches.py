@@ -12,18 +12,17 @@ import numpy as np
 import torch
 
 TOKEN_BUDGET = 768
-"""Tokens of one batch on a CPU: 512 to 1,024 stay in cache and were fastest; see docs/performance.md."""
+"""Tokens of one batch on a CPU: 512 to 1,024 stay in cache and were fastest; see
+docs/performance.md.
+"""
 
 
 def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     """Cut texts, sorted by length, into batches of at most `budget` tokens.
 
-    Args:
-        lengths: Tokens of each text, `(n,)`.
-        budget: Most tokens of a batch; a single longer text is a batch of its own.
-
-    Returns:
-        Indices of the texts of each batch, longest texts first, so that workers end together.
+    `lengths`: tokens of each text, `(n,)`. `budget`: most tokens of a batch; a single longer text
+    is a batch of its own. Returns indices of the texts of each batch, longest texts first, so that
+    workers end together.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start, total = [], 0, 0
@@ -38,11 +37,7 @@ def token_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
 
 
 def cores() -> int:
-    """Return the cores that this process may use.
-
-    Returns:
-        At least 1.
-    """
+    """Return the cores that this process may use. Returns at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -63,11 +58,11 @@ def run_batches(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Let workers pull batches from one queue; a batch that does not fit in memory is halved and tried again.
+    """Let workers pull batches from one queue; a batch that does not fit in memory is halved and
+    tried again.
 
-    Args:
-        work: Called with a batch, from any worker.
-        progress: Called with (texts done, texts in all) after every batch.
+    `work`: called with a batch, from any worker. `progress`: called with (texts done, texts in all)
+    after every batch.
     """
     total, done, lock = sum(len(batch) for batch in batches), 0, threading.Lock()
     queue = iter(batches)

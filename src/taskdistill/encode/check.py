@@ -1,4 +1,6 @@
-"""What a back end changes: its vectors against the model's golden ones, and int8's measured cosines."""
+"""What a back end changes: its vectors against the model's golden ones, and int8's measured
+cosines.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,8 @@ from taskdistill.tasks import Role
 def int8_cosines(encoder: Encoder, task: str | None = None) -> CosineStats | None:
     """Say how close int8 comes to float32 on the calibration texts.
 
-    Args:
-        task: Adapter; None for the base.
-
-    Returns:
-        Mean and smallest cosine, or None in another back end.
+    `task`: adapter; None for the base. Returns mean and smallest cosine, or None in another back
+    end.
     """
     if not isinstance(encoder.backend, Int8Model):
         return None
@@ -32,14 +31,8 @@ def int8_cosines(encoder: Encoder, task: str | None = None) -> CosineStats | Non
 def golden_cosine(encoder: Encoder, task: str | None = None) -> float | None:
     """Compare a back end's vectors with those that the model folder keeps.
 
-    Args:
-        task: Adapter; None for the base.
-
-    Returns:
-        The smallest cosine, or None if the folder keeps no golden vectors.
-
-    Raises:
-        WorkFailed: If a back end that computes in float32 gives other vectors.
+    `task`: adapter; None for the base. Returns the smallest cosine, or None if the folder keeps no
+    golden vectors. Raises WorkFailed if a back end that computes in float32 gives other vectors.
     """
     golden, chosen = read_golden(encoder.model.source), encoder.choose_task(task)
     if golden is None:
@@ -52,6 +45,7 @@ def golden_cosine(encoder: Encoder, task: str | None = None) -> float | None:
     result = check_golden(golden | {"vectors": {name: golden["vectors"][name]}}, embed)[name]
     if result < SAME_SPACE and int8_cosines(encoder, chosen) is None:
         raise WorkFailed(
-            f"this back end gives other vectors than {encoder.name} (smallest cosine {result:.6f}); use the back end torch"
+            f"this back end gives other vectors than {encoder.name} (smallest cosine {result:.6f});"
+            " use the back end torch"
         )
     return result

@@ -1,4 +1,6 @@
-"""A whole corpus to a folder of shards: several processes or machines, continued after any interruption, read as one."""
+"""A whole corpus to a folder of shards: several processes or machines, continued after any
+interruption, read as one.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ SHARD_ROWS = 8_192
 Execute = Callable[
     [ShardJob, Sequence[int], Sequence[str]], Generator[tuple[int, Counts], None, None]
 ]
-"""A way to run shards: the job, the shards to do, a device for each worker; gives each shard as it is done."""
+"""A way to run shards: the job, the shards to do, a device for each worker; gives each shard as it
+is done.
+"""
 
 
 def encode_corpus(
@@ -52,31 +56,24 @@ def encode_corpus(
     opened: Callable[[Encoder], None] | None = None,
     progress: Progress | None = None,
 ) -> Counts:
-    """Encode a file of texts into a folder of shards, each of `shard_rows` rows of the file in its order.
+    """Encode a file of texts into a folder of shards, each of `shard_rows` rows of the file in its
+    order.
 
-    Run again after any interruption, it encodes the shards that are missing and no other. The folder gets its manifest last;
-    `VectorFolder` reads it as one.
-
-    Args:
-        model: Model folder, Hub id or `all-MiniLM-L6-v2`.
-        reading: The file; standard input cannot be read by several workers.
-        options: Arguments of `Encoder.encode`, with one task.
-        processes: Workers; each loads the model and holds one shard's texts and vectors.
-        devices: Where workers run, in turn; `auto` stands for every accelerator and `cuda` for every GPU.
-        threads: Threads of each worker; None shares the cores of this machine among them.
-        execute: How shards are run; None for processes of this machine.
-        opened: Called with the model, loaded, before any row is encoded.
-        progress: Called with (rows done, rows in all).
-
-    Returns:
-        What became of every row, those of earlier runs included.
-
-    Raises:
-        BadInput: If an argument cannot be used, or the folder holds another job.
+    Run again after any interruption, it encodes the shards that are missing and no other. The
+    folder gets its manifest last; `VectorFolder` reads it as one. `model`: model folder, Hub id or
+    `all-MiniLM-L6-v2`. `reading`: the file; standard input cannot be read by several workers.
+    `options`: arguments of `Encoder.encode`, with one task. `processes`: workers; each loads the
+    model and holds one shard's texts and vectors. `devices`: where workers run, in turn; `auto`
+    stands for every accelerator and `cuda` for every GPU. `threads`: threads of each worker; None
+    shares the cores of this machine among them. `execute`: how shards are run; None for processes
+    of this machine. `opened`: called with the model, loaded, before any row is encoded. `progress`:
+    called with (rows done, rows in all). Returns what became of every row, those of earlier runs
+    included. Raises BadInput if an argument cannot be used, or the folder holds another job.
     """
     if reading.source == "-":
         raise BadInput(
-            "a folder of shards needs a file that can be read again after an interruption; save standard input to one"
+            "a folder of shards needs a file that can be read again after an interruption; save"
+            " standard input to one"
         )
     if processes < 1 or shard_rows < 1:
         raise BadInput(f"processes {processes} and shard_rows {shard_rows} must be at least 1")
@@ -152,7 +149,9 @@ def _run_here(
 
 
 def _describe(job: ShardJob, encoder: Encoder) -> dict[str, Any]:
-    """Say what is asked for, in every respect that decides the vectors; a wrong argument is found here."""
+    """Say what is asked for, in every respect that decides the vectors; a wrong argument is found
+    here.
+    """
     empty = encoder.encode_reporting([], **job.asked).vectors
     rows = Rows(job.reading)
     try:
@@ -195,7 +194,8 @@ def _check_place(out: Path) -> None:
         raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
     if (out / SHARDS).is_symlink():
         raise BadInput(
-            f"{out / SHARDS} is a link; shards are written only where their folder is their own: make it a plain folder first"
+            f"{out / SHARDS} is a link; shards are written only where their folder is their own:"
+            " make it a plain folder first"
         )
     check_writable(out.parent, purpose=out)
     check_writable(out, *(out / name for name in (SHARDS, JOB, MANIFEST)))
@@ -218,7 +218,8 @@ def _claim(
             if result.get(key) not in (value, *formerly.get(key, ()))
         ]:
             raise BadInput(
-                f"{out} holds the vectors of another job: {'; '.join(other)}; give another --out, or the same arguments to go on"
+                f"{out} holds the vectors of another job: {'; '.join(other)}; give another --out,"
+                " or the same arguments to go on"
             )
     out.mkdir(parents=True, exist_ok=True)
     if not (out / JOB).is_file():  # first of all, since by it the folder is known again

@@ -45,7 +45,9 @@ STATIC_FACTOR = 64
 
 
 class Encoder(ModelProperties):
-    """A model ready to encode: one lock, so that calls from several threads take turns with the adapters."""
+    """A model ready to encode: one lock, so that calls from several threads take turns with the
+    adapters.
+    """
 
     def __init__(
         self,
@@ -64,10 +66,12 @@ class Encoder(ModelProperties):
             threads: Workers on a CPU; None for the cores of this machine.
             token_budget: Tokens of one batch; None for what suits the device and its free memory.
             default_task: Task of a call that names none.
-            compute: Arithmetic of the passes by autocast, for a model whose weights must stay as they are; None for that of the weights.
+            compute: Arithmetic of the passes by autocast, for a model whose weights must stay as
+                they are; None for that of the weights.
 
         Raises:
-            BadInput: If the model has no adapter for the default task, or cannot run in the back end.
+            BadInput: If the model has no adapter for the default task, or cannot run in the back
+                end.
         """
         self.model = model
         self.default_task = default_task
@@ -102,16 +106,19 @@ class Encoder(ModelProperties):
         """Read a model folder.
 
         Args:
-            model: Our model folder, one in the published jina-v5 layout, any sentence-transformers folder, a Hub id, or
-                `all-MiniLM-L6-v2` (embedded).
+            model: Our model folder, one in the published jina-v5 layout, any sentence-transformers
+                folder, a Hub id, or `all-MiniLM-L6-v2` (embedded).
             threads: Workers on a CPU; None for the cores of this machine.
             token_budget: Tokens of one batch; None for what suits the device and its free memory.
             default_task: Task of a call that names none.
-            backend: torch, int8 (rounded weights and inputs: other vectors, see `encode.check.int8_cosines`), onnxruntime, openvino, or auto,
-                the fastest that gives the model's own vectors.
+            backend: torch, int8 (rounded weights and inputs: other vectors, see
+                `encode.check.int8_cosines`), onnxruntime, openvino, or auto, the fastest that gives
+                the model's own vectors.
             calibration: Texts like those to be encoded, for int8; None for fixed ones.
-            device: auto (an accelerator where there is one; the CPU for static models and other back ends), or any that torch knows.
-            dtype: Arithmetic of the weights: bfloat16 or float16 where the hardware has it; auto is float32 everywhere.
+            device: auto (an accelerator where there is one; the CPU for static models and other
+                back ends), or any that torch knows.
+            dtype: Arithmetic of the weights: bfloat16 or float16 where the hardware has it; auto is
+                float32 everywhere.
             trust_remote_code: Whether code named by the folder may run.
         """
         (place, kind), folder = choose_place(device, dtype, backend), resolve(model)
@@ -157,15 +164,20 @@ class Encoder(ModelProperties):
         progress: Progress | None = None,
         refuse_truncation: bool = False,
     ) -> np.ndarray:
-        """Turn texts into vectors: prompt, adapter, pooling, cut to size, unit length, precision (section 3.1).
+        """Turn texts into vectors: prompt, adapter, pooling, cut to size, unit length, precision
+        (section 3.1).
 
-        Texts longer than the model reads are cut with the warning `Truncated`, unless the call chose the limit itself.
+        Texts longer than the model reads are cut with the warning `Truncated`, unless the call
+        chose the limit itself.
 
         Args:
-            task: Adapter to use; None for the base; or a list with one a text, which are encoded task by task.
-            prompt_name: Which of the model's prompts goes before every text; None is read as `document`.
+            task: Adapter to use; None for the base; or a list with one a text, which are encoded
+                task by task.
+            prompt_name: Which of the model's prompts goes before every text; None is read as
+                `document`.
             truncate_dim: Keep only the first coordinates, then scale to unit length.
-            precision: float32, float16, int8 (by the model's stored ranges) or binary (packed sign bits).
+            precision: float32, float16, int8 (by the model's stored ranges) or binary (packed sign
+                bits).
             max_length: Most tokens of one text; None for the model's.
             progress: Called with (texts done, texts in all).
             refuse_truncation: Whether a text longer than `max_length` is an error.
@@ -188,7 +200,10 @@ class Encoder(ModelProperties):
             refuse_truncation=refuse_truncation,
         )
         if max_length is None and result.truncated.any():
-            warning = f"{int(result.truncated.sum()):,} of {len(texts):,} texts are longer than the {self.max_length:,} tokens that {self.name} reads"
+            warning = (
+                f"{int(result.truncated.sum()):,} of {len(texts):,} texts are longer than the"
+                f" {self.max_length:,} tokens that {self.name} reads"
+            )
             warnings.warn(
                 f"{warning}; their ends were cut (encode_windows leaves nothing out)",
                 TruncationWarning,
@@ -231,7 +246,8 @@ class Encoder(ModelProperties):
         progress: Progress | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Iterator[np.ndarray]:
-        """Encode a stream in bounded memory; the next texts are read and tokenised while the ones before are encoded.
+        """Encode a stream in bounded memory; the next texts are read and tokenised while the ones
+        before are encoded.
 
         Args:
             progress: Called with (texts done, texts read so far).
@@ -339,13 +355,15 @@ class Encoder(ModelProperties):
             The adapter to use; None for the base.
 
         Raises:
-            BadInput: If the model has no such adapter, or needs a task and neither the call nor `default_task` names one.
+            BadInput: If the model has no such adapter, or needs a task and neither the call nor
+                `default_task` names one.
         """
         chosen = self.default_task if task is None else task
         if chosen is None and self.model.settings.task_required:
             raise BadInput(
-                f"model {self.name} needs a task ({', '.join(self.tasks)}): pass it with each call, encode(texts, task={self.tasks[0]!r}), "
-                f"or once, Encoder.load({self.name!r}, default_task={self.tasks[0]!r}); on the command line, --task {self.tasks[0]}"
+                f"model {self.name} needs a task ({', '.join(self.tasks)}): pass it with each call,"
+                f" encode(texts, task={self.tasks[0]!r}), or once, Encoder.load({self.name!r},"
+                f" default_task={self.tasks[0]!r}); on the command line, --task {self.tasks[0]}"
             )
         if chosen is not None and chosen not in self.tasks:
             hint = (
@@ -370,7 +388,8 @@ class Encoder(ModelProperties):
         """
         if self.model.projection is None:
             raise BadInput(
-                f"model {self.name} has no projection.safetensors, so its vectors cannot be compared with its teacher's"
+                f"model {self.name} has no projection.safetensors, so its vectors cannot be"
+                " compared with its teacher's"
             )
         with torch.inference_mode():
             return truncate(
@@ -386,7 +405,8 @@ class Encoder(ModelProperties):
         else:
             if len(task) != count:
                 raise BadInput(
-                    f"{count} texts came with {len(task)} tasks; give one task for all, or one a text"
+                    f"{count} texts came with {len(task)} tasks; give one task for all, or one a"
+                    " text"
                 )
             tasks = [self.choose_task(name) for name in task]
             names = list(dict.fromkeys(tasks)) or [self.choose_task(None)]

@@ -40,18 +40,13 @@ def encode_file(
 ) -> Counts:
     """Encode every text of a file.
 
-    Rows without a usable text are rejected and counted, and have no vector; .parquet and .jsonl outputs name each vector's
-    row, so that nothing shifts. A .npy output is refused if a row had to be rejected, or has a vector for each chunk.
-
-    Args:
-        reading: Where the texts are.
-        out: .npy, .parquet or .jsonl; written beside and renamed.
-        refuse_truncation: Whether a text that is too long is an error.
-        long: How texts longer than the model reads are read whole; None cuts their ends. `max_length` is then the length of one pass.
-        progress: Called with (rows encoded, rows read so far).
-
-    Raises:
-        BadInput: If input or output cannot be used; nothing is written then.
+    Rows without a usable text are rejected and counted, and have no vector; .parquet and .jsonl
+    outputs name each vector's row, so that nothing shifts. A .npy output is refused if a row had to
+    be rejected, or has a vector for each chunk. `reading`: where the texts are. `out`: .npy,
+    .parquet or .jsonl; written beside and renamed. `refuse_truncation`: whether a text that is too
+    long is an error. `long`: how texts longer than the model reads are read whole; None cuts their
+    ends. `max_length` is then the length of one pass. `progress`: called with (rows encoded, rows
+    read so far). Raises BadInput if input or output cannot be used; nothing is written then.
     """
     if out.suffix not in WRITERS:
         raise BadInput(
@@ -61,7 +56,8 @@ def encode_file(
         raise BadInput(f"{out.parent} is no folder; make it first or give another --out")
     if long is not None and refuse_truncation:
         raise BadInput(
-            "refuse_truncation has no effect where texts are read whole, in windows or chunks; leave one of them out"
+            "refuse_truncation has no effect where texts are read whole, in windows or chunks;"
+            " leave one of them out"
         )
     if long is not None and long.chunk_tokens is not None and out.suffix == ".npy":
         raise BadInput(
@@ -101,8 +97,9 @@ def encode_file(
         writer.close()
         if out.suffix == ".npy" and counts.rejected:
             raise BadInput(
-                f"{reading.source}: {counts.rejected} rows have no usable text ({counts.examples[0]}); a .npy file cannot say which "
-                f"rows are missing: write .parquet or .jsonl, or repair the rows"
+                f"{reading.source}: {counts.rejected} rows have no usable text"
+                f" ({counts.examples[0]}); a .npy file cannot say which rows are missing: write"
+                " .parquet or .jsonl, or repair the rows"
             )
     return counts
 

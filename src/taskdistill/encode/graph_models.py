@@ -1,4 +1,6 @@
-"""The back ends onnxruntime and OpenVINO: the model traced to a graph, one for each task that was asked for, run on padded batches."""
+"""The back ends onnxruntime and OpenVINO: the model traced to a graph, one for each task that was
+asked for, run on padded batches.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,16 @@ class GraphModel:
     def __init__(self, model: Model, engine: str, threads: int) -> None:
         """Take a model; nothing is traced yet.
 
-        Args:
-            model: The model; its weights stay in memory beside the engine's.
-
-        Raises:
-            BadInput: If a package is missing or the model is not on the CPU.
+        `model`: the model; its weights stay in memory beside the engine's. Raises BadInput if a
+        package is missing or the model is not on the CPU.
         """
         extra = "openvino" if engine == "openvino" else "export"
         require_extra(engine, extra, f"back end {engine}")
         require_extra("onnxscript", "export", f"back end {engine}")
         if next(model.module.parameters()).device.type != "cpu":
             raise BadInput(
-                f"back end {engine} runs on a CPU here; load the model without a device, or use the back end torch"
+                f"back end {engine} runs on a CPU here; load the model without a device, or use the"
+                " back end torch"
             )
         self._model, self._engine, self._threads = model, engine, threads
         self.tasks = model.module.tasks
@@ -50,21 +50,14 @@ class GraphModel:
         self._lock = threading.Lock()
 
     def select(self, task: str | None) -> None:
-        """Switch to a task's graph.
-
-        Args:
-            task: Name of an adapter, or None for the base.
-        """
+        """Switch to a task's graph. `task`: name of an adapter, or None for the base."""
         self._task = task
 
     def prepare(self, task: str | None) -> Run:
         """Give a task's graph, tracing it the first time.
 
-        Args:
-            task: Name of an adapter, or None for the base.
-
-        Raises:
-            BadInput: If the model cannot be traced or the engine cannot run the graph.
+        `task`: name of an adapter, or None for the base. Raises BadInput if the model cannot be
+        traced or the engine cannot run the graph.
         """
         with self._lock:
             if task not in self._made:
@@ -77,16 +70,13 @@ class GraphModel:
                 ) as error:  # the exporter and the engines raise classes of their own
                     reason = " ".join(str(error).split())[:300]
                     raise BadInput(
-                        f"{self._engine} cannot run {self._model.name} ({reason}); use the back end torch"
+                        f"{self._engine} cannot run {self._model.name} ({reason}); use the back end"
+                        " torch"
                     ) from error
             return self._made[task]
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
-        """Turn token ids into vectors.
-
-        Returns:
-            `(texts, D)` in the order given, unit rows.
-        """
+        """Turn token ids into vectors. Returns `(texts, D)` in the order given, unit rows."""
         run = self._made.get(self._task) or self.prepare(self._task)
         return torch.from_numpy(
             np.concatenate([run(batch) for batch in padded_batches(ids, len(ids))])

@@ -1,4 +1,6 @@
-"""The int8 back end: every linear map of the layers in eight bits, smoothed by what flows through it, its cosine to float32 measured."""
+"""The int8 back end: every linear map of the layers in eight bits, smoothed by what flows through
+it, its cosine to float32 measured.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from taskdistill.model.student import TransformerModel
 from taskdistill.tasks import Role
 
 ALPHA = 0.5
-"""Share of an input channel's range that smoothing moves into the weights (SmoothQuant, arXiv 2211.10438); 0.4 to 0.6 were best."""
+"""Share of an input channel's range that smoothing moves into the weights (SmoothQuant, arXiv
+2211.10438); 0.4 to 0.6 were best.
+"""
 
 SMALLEST = 1e-5
 CALIBRATION_TOKENS = 1024
@@ -42,32 +46,35 @@ class CosineStats:
 
 
 class Int8Model:
-    """A transformer whose linear maps run in eight bits, one copy of them for each task that was asked for."""
+    """A transformer whose linear maps run in eight bits, one copy of them for each task that was
+    asked for.
+    """
 
     def __init__(self, model: Model, texts: Sequence[str] | None = None) -> None:
-        """Prepare the base; a task's maps, with its adapter merged, are made when the task is first selected.
+        """Prepare the base; a task's maps, with its adapter merged, are made when the task is first
+        selected.
 
-        Args:
-            model: The model in float32; it is not changed and its other weights are shared.
-            texts: Calibration texts; None for fixed ones in several scripts.
-
-        Raises:
-            BadInput: If the model is static or not on the CPU, no text is given, or torch has no int8 kernels.
+        `model`: the model in float32; it is not changed and its other weights are shared. `texts`:
+        calibration texts; None for fixed ones in several scripts. Raises BadInput if the model is
+        static or not on the CPU, no text is given, or torch has no int8 kernels.
         """
         if not isinstance(model.module, TransformerModel):
             raise BadInput(
-                f"{model.name} is a static model and has no linear maps for int8; use the back end torch"
+                f"{model.name} is a static model and has no linear maps for int8; use the back end"
+                " torch"
             )
         if model.module.device.type != "cpu":
             raise BadInput(
-                f"back end int8 runs on a CPU, the model is on {model.module.device}; use the back end torch there"
+                f"back end int8 runs on a CPU, the model is on {model.module.device}; use the back"
+                " end torch there"
             )
         if not available():
             raise BadInput("this build of torch has no oneDNN int8 kernels; use the back end torch")
         chosen = list(TEXTS if texts is None else texts)
         if not chosen:
             raise BadInput(
-                "int8 needs calibration texts and got none; give some texts like those that will be encoded, or leave them out"
+                "int8 needs calibration texts and got none; give some texts like those that will be"
+                " encoded, or leave them out"
             )
         prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
         self._ids = [
@@ -87,18 +94,13 @@ class Int8Model:
         self._lock = threading.Lock()
 
     def select(self, task: str | None) -> None:
-        """Switch to a task's maps.
-
-        Args:
-            task: Name of an adapter, or None for the base.
-        """
+        """Switch to a task's maps. `task`: name of an adapter, or None for the base."""
         self._task = task
 
     def prepare(self, task: str | None) -> TransformerModel:
         """Give a task's int8 copy, making it the first time.
 
-        Args:
-            task: Name of an adapter, or None for the base.
+        `task`: name of an adapter, or None for the base.
         """
         with self._lock:
             if task not in self._made:
@@ -108,11 +110,7 @@ class Int8Model:
             return self._made[task]
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
-        """Turn token ids into vectors.
-
-        Returns:
-            `(texts, D)` in the order given, not normalised.
-        """
+        """Turn token ids into vectors. Returns `(texts, D)` in the order given, not normalised."""
         prepared = self._made.get(self._task)
         return (prepared or self.prepare(self._task)).embed(ids)
 
@@ -123,12 +121,9 @@ def quantized(
 ) -> tuple[TransformerModel, CosineStats]:
     """Make an int8 copy of a model for one task, and measure it.
 
-    Args:
-        source: The model in float32, with its adapters; nobody else may use it meanwhile.
-        task: Adapter to merge; None for the base.
-
-    Returns:
-        The copy, which shares every tensor but those of the linear maps, and its cosines to the model in float32.
+    `source`: the model in float32, with its adapters; nobody else may use it meanwhile. `task`:
+    adapter to merge; None for the base. Returns the copy, which shares every tensor but those of
+    the linear maps, and its cosines to the model in float32.
     """
     source.select(task)
     try:
@@ -197,7 +192,9 @@ def _joined(biases: list[Tensor | None]) -> Tensor | None:
 
 
 def _smooth(weight: Tensor, largest: Tensor) -> Tensor:
-    """Choose what each input channel is divided by, so that inputs and weights share what is hard to round."""
+    """Choose what each input channel is divided by, so that inputs and weights share what is hard
+    to round.
+    """
     return (
         largest.clamp(min=SMALLEST) ** ALPHA
         / weight.abs().amax(0).clamp(min=SMALLEST) ** (1 - ALPHA)

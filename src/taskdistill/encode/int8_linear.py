@@ -1,6 +1,8 @@
-"""A linear map in eight bits: one scale a token for its input, one a row for its weights. The only file that calls torch's int8 kernels.
+"""A linear map in eight bits: one scale a token for its input, one a row for its weights. The only
+file that calls torch's int8 kernels.
 
-The kernels are oneDNN's, `torch.ops.onednn`, which torch's compiler uses; the older `torch.ops.quantized` ones and their tensors are deprecated.
+The kernels are oneDNN's, `torch.ops.onednn`, which torch's compiler uses; the older
+`torch.ops.quantized` ones and their tensors are deprecated.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 from taskdistill.errors import BadInput
 
 PAIR_LIMIT = 128
-"""Most that two neighbouring weights may sum to. Processors without VNNI add two products of an unsigned and a signed byte in 16 bits:
-255 * 128 still fits, so no sum saturates and every processor gives the same vectors."""
+"""Most that two neighbouring weights may sum to. Processors without VNNI add two products of an
+unsigned and a signed byte in 16 bits: 255 * 128 still fits, so no sum saturates and every
+processor gives the same vectors.
+"""
 
 SMALLEST = 1e-12
 
@@ -29,16 +33,12 @@ def available() -> bool:
 
 
 def round_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round weights to signed bytes, on the finest grid of each row on which no pair of neighbours passes the limit.
+    """Round weights to signed bytes, on the finest grid of each row on which no pair of neighbours
+    passes the limit.
 
-    For weights that are spread like a normal distribution this grid is about one and a half times as fine as seven bits, which
-    is what the largest weight alone would leave.
-
-    Args:
-        weight: `(out, in)` of float32.
-
-    Returns:
-        `(out, in)` of int8, and the scale of each row, `(out,)` of float32.
+    For weights that are spread like a normal distribution this grid is about one and a half times
+    as fine as seven bits, which is what the largest weight alone would leave. `weight`: `(out, in)`
+    of float32. Returns `(out, in)` of int8, and the scale of each row, `(out,)` of float32.
     """
     size = weight.abs()
     pairs = (size[:, 1:] + size[:, :-1]).amax(1) if weight.shape[1] > 1 else size.amax(1)
@@ -48,17 +48,16 @@ def round_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Int8Linear(nn.Module):
-    """A linear map with int8 weights; the input is rounded to a byte at each call, float32 comes out."""
+    """A linear map with int8 weights; the input is rounded to a byte at each call, float32 comes
+    out.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, smooth: Tensor) -> None:
         """Round and pack weights.
 
-        Args:
-            weight: `(out, in)` of float32.
-            smooth: What each input channel is divided by, and its column of the weights multiplied with, `(in,)`.
-
-        Raises:
-            BadInput: If this build of torch has no int8 kernels.
+        `weight`: `(out, in)` of float32. `smooth`: what each input channel is divided by, and its
+        column of the weights multiplied with, `(in,)`. Raises BadInput if this build of torch has
+        no int8 kernels.
         """
         super().__init__()
         if not available():
@@ -74,16 +73,13 @@ class Int8Linear(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Apply the map: `x W^T + b`, with `x` as `low + step * byte` of each row.
 
-        Args:
-            values: `(..., in)` of float32.
-
-        Returns:
-            `(..., out)` of float32.
+        `values`: `(..., in)` of float32. Returns `(..., out)` of float32.
         """
         flat = values.reshape(-1, self.in_features) * self._inverse
         low = flat.amin(1, keepdim=True)
         step = ((flat.amax(1, keepdim=True) - low) / 255).clamp_(min=SMALLEST)
-        # half a step more and a cast round; the cast to bytes is many times faster by way of 16 bits
+        # half a step more and a cast round; the cast to bytes is many times faster by way of 16
+        # bits
         codes = flat.sub_(low - step / 2).mul_(step.reciprocal()).to(torch.int16).to(torch.uint8)
         sums = torch.ops.onednn.qlinear_pointwise(
             codes,
@@ -105,7 +101,9 @@ class Int8Linear(nn.Module):
 
 
 class FusedSlice(nn.Module):
-    """One of several maps of the same input, such as query, key and value: the first to be called computes all, at once."""
+    """One of several maps of the same input, such as query, key and value: the first to be called
+    computes all, at once.
+    """
 
     def __init__(self, family: FusedLinear, place: int) -> None:
         super().__init__()
@@ -113,11 +111,7 @@ class FusedSlice(nn.Module):
         self.place = place
 
     def forward(self, values: Tensor) -> Tensor:
-        """Apply the map.
-
-        Returns:
-            `(..., out)` of this part, a view.
-        """
+        """Apply the map. Returns `(..., out)` of this part, a view."""
         return self.family.part(values, self.place)
 
 
@@ -125,16 +119,14 @@ class FusedLinear:
     """A joint map and, for each thread, the parts that were computed and not yet fetched."""
 
     def __init__(self, fused: nn.Module, sizes: Sequence[int]) -> None:
-        """Join maps.
-
-        Args:
-            fused: Map to all outputs, one behind the other.
-        """
+        """Join maps. `fused`: map to all outputs, one behind the other."""
         self.whole, self.sizes = fused, list(sizes)
         self._own = threading.local()
 
     def part(self, values: Tensor, place: int) -> Tensor:
-        """Give one part's output; parts are fetched in their order, and the last one forgets them."""
+        """Give one part's output; parts are fetched in their order, and the last one
+        forgets them.
+        """
         if place == 0 or getattr(self._own, "values", None) is not values:
             self._own.values, self._own.parts = values, self.whole(values).split(self.sizes, dim=-1)
         result: Tensor = self._own.parts[place]

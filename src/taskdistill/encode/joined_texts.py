@@ -1,4 +1,6 @@
-"""Texts read as one document, so that each one's vector has seen the others: late chunking for whoever holds the chunks already."""
+"""Texts read as one document, so that each one's vector has seen the others: late chunking for
+whoever holds the chunks already.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,7 @@ class JoinedTexts:
     def embed(self, module: TransformerModel | StaticModel) -> torch.Tensor:
         """Run the model once and pool the states of each text as it pools a text of its own.
 
-        Returns:
-            `(texts, D)`, not scaled.
+        Returns `(texts, D)`, not scaled.
         """
         if isinstance(module, StaticModel):
             states = module.table[torch.from_numpy(self.ids.astype(np.int64))]
@@ -42,17 +43,11 @@ class JoinedTexts:
 def join_texts(encoder: Encoder, texts: Sequence[str], prompt: str) -> JoinedTexts:
     """Tokenise texts as one document, in order and with a space between.
 
-    As in `encode_chunks`, a token belongs to the text that it begins in, the prompt and what stands before the document to the
-    first text and what stands behind it to the last; a text that no token begins in has the one that it lies within.
-
-    Args:
-        texts: The texts, none empty.
-
-    Returns:
-        Its ids, however many, and the tokens of each text.
-
-    Raises:
-        BadInput: If there is no token of a text at all.
+    As in `encode_chunks`, a token belongs to the text that it begins in, the prompt and what stands
+    before the document to the first text and what stands behind it to the last; a text that no
+    token begins in has the one that it lies within. `texts`: the texts, none empty. Returns its
+    ids, however many, and the tokens of each text. Raises BadInput if there is no token of a text
+    at all.
     """
     ids, places = encoder.model.tokenizer.offsets(" ".join(texts), prompt=prompt)
     inside = np.flatnonzero(places[:, 1] >= 0)

@@ -1,4 +1,6 @@
-"""Long documents: many chunk vectors from one pass over the text (late chunking), and one vector from many windows."""
+"""Long documents: many chunk vectors from one pass over the text (late chunking), and one vector
+from many windows.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ class _TokenizedDocument:
     """First character of each token of the body."""
 
     def cut(self, room: int, overlap: int) -> list[tuple[int, int]]:
-        """Cut the body into windows of `room` tokens, each beginning `overlap` tokens before the end of the one before."""
+        """Cut the body into windows of `room` tokens, each beginning `overlap` tokens before the
+        end of the one before.
+        """
         first, windows = 0, []
         while True:
             last = min(first + room, len(self.body))
@@ -65,7 +69,9 @@ class _TokenizedDocument:
             first = last - overlap
 
     def states_of(self, start: int, stop: int) -> tuple[int, int]:
-        """Find the states, of all tokens in a row, of a chunk: of the tokens that begin within it, or the one that it lies within."""
+        """Find the states, of all tokens in a row, of a chunk: of the tokens that begin within it,
+        or the one that it lies within.
+        """
         first, last = (
             int(np.searchsorted(self.starts, edge, side="left")) for edge in (start, stop)
         )
@@ -93,16 +99,20 @@ def encode_chunks(
     max_length: int | None = None,
     overlap: int | None = None,
 ) -> ChunkVectors:
-    """Encode the chunks of a document so that each has seen the rest of it: one pass, then pooling chunk by chunk.
+    """Encode the chunks of a document so that each has seen the rest of it: one pass, then pooling
+    chunk by chunk.
 
-    A chunk is pooled as the model pools a text: by its last token for last-token models, otherwise by the mean of its tokens.
-    The first chunk also takes the prompt, the last one the special tokens at the end; a single chunk is the text's own vector.
+    A chunk is pooled as the model pools a text: by its last token for last-token models, otherwise
+    by the mean of its tokens. The first chunk also takes the prompt, the last one the special
+    tokens at the end; a single chunk is the text's own vector.
 
     Args:
-        spans: Extents of the chunks in characters, each not empty; None cuts after every `chunk_tokens` tokens.
+        spans: Extents of the chunks in characters, each not empty; None cuts after every
+            `chunk_tokens` tokens.
         chunk_tokens: Tokens of a chunk if no spans are given.
         max_length: Tokens of one pass; None for the model's.
-        overlap: Tokens that a pass reads again as context where the document needs several; None for an eighth of a pass.
+        overlap: Tokens that a pass reads again as context where the document needs several; None
+            for an eighth of a pass.
 
     Returns:
         Vectors and extents of the chunks, in order.
@@ -157,12 +167,14 @@ def encode_windows(
     precision: str = Precision.FLOAT32.value,
     progress: Callable[[int, int], None] | None = None,
 ) -> WindowVectors:
-    """Encode documents of any length: windows of tokens encoded apart, their unit vectors averaged by length.
+    """Encode documents of any length: windows of tokens encoded apart, their unit vectors averaged
+    by length.
 
     A document that fits into one window has the same vector as from `Encoder.encode`, to the bit.
 
     Args:
-        window: Tokens of a window, prompt and special tokens included; None for all that the model reads.
+        window: Tokens of a window, prompt and special tokens included; None for all that the model
+            reads.
         overlap: Tokens that a window shares with the one before.
         progress: Called with (documents done, documents in all).
 
@@ -192,7 +204,8 @@ def encode_windows(
                 pooled[place : place + len(extents)],
                 np.array([last - first for first, last in extents], np.float64),
             )
-            # A mean of one unit vector is scaled twice, which moves last bits and with them the codes of some coordinates.
+            # A mean of one unit vector is scaled twice, which moves last bits and with them the
+            # codes of some coordinates.
             vectors[i] = (
                 window_vectors[0]
                 if len(window_vectors) == 1
@@ -213,7 +226,9 @@ def _batches(
     overlap: int,
     prompt_name: str | None,
 ) -> Iterator[list[tuple[_TokenizedDocument, list[tuple[int, int]]]]]:
-    """Cut documents into windows, and give as many documents at once as have `TOKENS_AT_ONCE` tokens."""
+    """Cut documents into windows, and give as many documents at once as have `TOKENS_AT_ONCE`
+    tokens.
+    """
     held: list[tuple[_TokenizedDocument, list[tuple[int, int]]]] = []
     tokens = 0
     for i, text in enumerate(texts):
@@ -251,7 +266,8 @@ def _room(encoder: Encoder, document: _TokenizedDocument, limit: int | None) -> 
     surrounding = len(document.lead) + len(document.trail)
     if not surrounding < pass_tokens <= encoder.max_length:
         raise BadInput(
-            f"a pass of {pass_tokens} tokens must be more than the {surrounding} around every text and at most the model's {encoder.max_length}"
+            f"a pass of {pass_tokens} tokens must be more than the {surrounding} around every text"
+            f" and at most the model's {encoder.max_length}"
         )
     return pass_tokens - surrounding
 
@@ -265,7 +281,9 @@ def _even_spans(document: _TokenizedDocument, chunk_tokens: int, characters: int
 
 
 class _ChunkPooler:
-    """Pools chunks from the states of one pass after the other, so that no more than one pass is held."""
+    """Pools chunks from the states of one pass after the other, so that no more than one pass is
+    held.
+    """
 
     def __init__(self, encoder: Encoder, document: _TokenizedDocument, extents: np.ndarray) -> None:
         module = encoder.model.module

@@ -17,9 +17,13 @@ class LongTextOptions:
     """How texts that may be longer than the model reads are read whole."""
 
     chunk_tokens: int | None = None
-    """Tokens of a chunk, each with a vector of its own (late chunking); None gives one vector a text, from windows."""
+    """Tokens of a chunk, each with a vector of its own (late chunking); None gives one vector a
+    text, from windows.
+    """
     overlap: int | None = None
-    """Tokens that a pass reads again; None for none between windows, and an eighth of a pass for chunks."""
+    """Tokens that a pass reads again; None for none between windows, and an eighth of a pass for
+    chunks.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,9 @@ class LongTextVectors:
     texts: np.ndarray
     """Which text each vector belongs to, `(n,)` of int64."""
     spans: np.ndarray | None
-    """First character and the one after the last of each chunk, `(n, 2)` of int64; None where a vector stands for a whole text."""
+    """First character and the one after the last of each chunk, `(n, 2)` of int64; None where a
+    vector stands for a whole text.
+    """
     passes: int
 
 
@@ -48,12 +54,8 @@ def encode_long(
 ) -> LongTextVectors:
     """Encode texts whole.
 
-    Args:
-        max_length: Tokens of one pass; None for all that the model reads.
-        progress: Called with (texts done, texts in all).
-
-    Returns:
-        Vectors, in the order of the texts.
+    `max_length`: tokens of one pass; None for all that the model reads. `progress`: called with
+    (texts done, texts in all). Returns vectors, in the order of the texts.
     """
     if long.chunk_tokens is None:
         result = encode_windows(

@@ -44,11 +44,7 @@ class OutputFormat:
     def finish(self, vectors: np.ndarray) -> np.ndarray:
         """Cut, normalise and store vectors.
 
-        Args:
-            vectors: float32 `(n, D)`, as the model gives them.
-
-        Returns:
-            `(n, width)` of `dtype`.
+        `vectors`: float32 `(n, D)`, as the model gives them. Returns `(n, width)` of `dtype`.
         """
         if self.pooled:
             return vectors
@@ -70,14 +66,10 @@ def resolve_output(
 ) -> OutputFormat:
     """Check size and precision of a call against what a model has.
 
-    Args:
-        settings: The model's, with its stored int8 ranges.
-        task: Adapter, or None for the base.
-        truncate_dim: Coordinates to keep; None keeps all.
-        role: query or document, whose binary codes may have offsets of their own; anything else is read as document.
-
-    Raises:
-        BadInput: If the model has no such size or precision.
+    `settings`: the model's, with its stored int8 ranges. `task`: adapter, or None for the base.
+    `truncate_dim`: coordinates to keep; None keeps all. `role`: query or document, whose binary
+    codes may have offsets of their own; anything else is read as document. Raises BadInput if the
+    model has no such size or precision.
     """
     if precision not in tuple(Precision):
         raise BadInput(f"unknown precision {precision!r}{did_you_mean(precision, Precision)}")
@@ -93,7 +85,8 @@ def resolve_output(
     if str(dim) not in stored:
         known = ", ".join(stored) or "none"
         raise BadInput(
-            f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored: {known}); use float32 and calibrate"
+            f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored:"
+            f" {known}); use float32 and calibrate"
         )
     return OutputFormat(dim, kind, Int8Ranges.from_json(stored[str(dim)]))
 
@@ -103,15 +96,9 @@ def binary_offset(
 ) -> np.ndarray | None:
     """Find what a model takes from its vectors before their signs.
 
-    Args:
-        task: Adapter, or None for the base.
-        role: query or document; anything else is read as document.
-
-    Returns:
-        float32 `(dim,)`; None for a model that stores none.
-
-    Raises:
-        BadInput: If the model stores offsets, but not for this size.
+    `task`: adapter, or None for the base. `role`: query or document; anything else is read as
+    document. Returns float32 `(dim,)`; None for a model that stores none. Raises BadInput if the
+    model stores offsets, but not for this size.
     """
     if not settings.binary_offsets:
         return None
@@ -121,6 +108,7 @@ def binary_offset(
     if str(dim) not in stored:
         known = ", ".join(stored) or "none"
         raise BadInput(
-            f"this model stores no binary offsets for {task or 'base'} at {dim} dimensions (stored: {known}); use one of these sizes"
+            f"this model stores no binary offsets for {task or 'base'} at {dim} dimensions (stored:"
+            f" {known}); use one of these sizes"
         )
     return np.asarray(stored[str(dim)], dtype=np.float32)

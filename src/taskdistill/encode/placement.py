@@ -27,7 +27,9 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def to_device(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a model, in place. Only weights change their type: rotary frequencies stay in float32, or long texts lose their positions."""
+    """Move a model, in place. Only weights change their type: rotary frequencies stay in float32,
+    or long texts lose their positions.
+    """
     module.to(device)
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -37,8 +39,7 @@ def to_device(module: nn.Module, device: torch.device, dtype: torch.dtype) -> No
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Put a model on a device for a while; its weights keep their bits.
 
-    Args:
-        module: The model, changed in place.
+    `module`: the model, changed in place.
     """
     before = device_of(module)
     module.to(device)
@@ -51,8 +52,8 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
 def default_budget(module: TransformerModel | StaticModel, workers: int = 1) -> int:
     """Choose the tokens of one batch for a model where it is, from the memory that is free there.
 
-    Returns:
-        Tokens: on an accelerator as many as fit, up to what fills it; on a CPU what stays in its cache, unless even that does not fit.
+    Returns tokens: on an accelerator as many as fit, up to what fills it; on a CPU what stays in
+    its cache, unless even that does not fit.
     """
     if isinstance(module, StaticModel):
         return TOKEN_BUDGET
@@ -70,11 +71,8 @@ def default_budget(module: TransformerModel | StaticModel, workers: int = 1) -> 
 def assign_devices(devices: Sequence[str], processes: int) -> list[str]:
     """Give each process a device, in turn.
 
-    Args:
-        devices: Names; `auto`, or a kind of accelerator without a number, stands for every one of that kind.
-
-    Returns:
-        A name for each process.
+    `devices`: names; `auto`, or a kind of accelerator without a number, stands for every one of
+    that kind. Returns a name for each process.
     """
     here = [str(device) for device in accelerators()] or [str(CPU)]
     named = [
@@ -84,7 +82,9 @@ def assign_devices(devices: Sequence[str], processes: int) -> list[str]:
 
 
 def _all_of(kind: str, here: Sequence[str]) -> Sequence[str]:
-    """List the devices of a kind; the kind itself where this machine has none, which is refused when it is opened."""
+    """List the devices of a kind; the kind itself where this machine has none, which is refused
+    when it is opened.
+    """
     if kind == AUTO:
         return here
     return [name for name in here if name.partition(":")[0] == kind] or [kind]

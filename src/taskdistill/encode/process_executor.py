@@ -1,4 +1,6 @@
-"""Shards of a corpus by several processes of this machine: each loads the model and is handed one shard after the other."""
+"""Shards of a corpus by several processes of this machine: each loads the model and is handed one
+shard after the other.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,9 @@ def run_processes(
 ) -> Generator[tuple[int, Counts], None, None]:
     """Encode shards in fresh processes, one for each device named.
 
-    Args:
-        devices: A device for each process.
-
-    Yields:
-        A shard that is done, and what became of its rows; in no particular order.
-
-    Raises:
-        WorkFailed: If a process ends before its work does. Finished shards are kept.
+    `devices`: a device for each process. Yields a shard that is done, and what became of its rows;
+    in no particular order. Raises WorkFailed if a process ends before its work does. Finished
+    shards are kept.
     """
     context = get_context("spawn")
     waiting = iter(pending)
@@ -67,7 +64,8 @@ def _receive(end: connection.Connection, code: int | None) -> tuple[int, Counts]
     except (EOFError, ConnectionResetError):
         why = "" if code is None else f" (exit code {code})"
         raise WorkFailed(
-            f"a worker ended before its work{why}, perhaps for want of memory; finished shards are kept: run the command again, with fewer processes"
+            f"a worker ended before its work{why}, perhaps for want of memory; finished shards are"
+            " kept: run the command again, with fewer processes"
         ) from None
     if kind == "bad":
         raise BadInput(payload[0])
@@ -77,10 +75,10 @@ def _receive(end: connection.Connection, code: int | None) -> tuple[int, Counts]
 
 
 def work(job: ShardJob, device: str, end: connection.Connection) -> None:
-    """Be a worker: load the model, then encode the shards that come through the pipe until None comes.
+    """Be a worker: load the model, then encode the shards that come through the pipe until None
+    comes.
 
-    Args:
-        device: Where the model runs.
+    `device`: where the model runs.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -96,13 +94,18 @@ def work(job: ShardJob, device: str, end: connection.Connection) -> None:
         end.send(
             (
                 "failed",
-                f"a worker failed ({type(error).__name__}: {error}); finished shards are kept, run the command again to go on",
+                (
+                    f"a worker failed ({type(error).__name__}: {error}); finished shards are kept,"
+                    " run the command again to go on"
+                ),
             )
         )
 
 
 def _end_with_parent() -> None:
-    """End at once when the parent is gone, however it went, so that nobody works on a folder that nobody holds."""
+    """End at once when the parent is gone, however it went, so that nobody works on a folder that
+    nobody holds.
+    """
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

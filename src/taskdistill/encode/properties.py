@@ -63,10 +63,14 @@ class ModelProperties:
 
     @property
     def model_hash(self) -> str:
-        """Hash of everything that decides any vector: weights, adapters, tokenizer, prompts, lengths and calibration."""
+        """Hash of everything that decides any vector: weights, adapters, tokenizer, prompts,
+        lengths and calibration.
+        """
         return self.model.hash
 
     @property
     def files_hash(self) -> str:
-        """Hash of the files alone: what a teacher is known by, whose instructions are the recipe's."""
+        """Hash of the files alone: what a teacher is known by, whose instructions are the
+        recipe's.
+        """
         return fingerprint(self.model.files)

@@ -1,4 +1,6 @@
-"""Shards of a corpus on a Ray cluster, through Ray Data; every machine must reach the model, the texts and the output by the same paths."""
+"""Shards of a corpus on a Ray cluster, through Ray Data; every machine must reach the model, the
+texts and the output by the same paths.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,14 @@ class ShardActor:
     def __init__(self, job: ShardJob, device: str) -> None:
         """Load the model.
 
-        Args:
-            device: Where the model runs; Ray shows each actor only its own GPUs.
+        `device`: where the model runs; Ray shows each actor only its own GPUs.
         """
         self._worker = ShardWorker(job, job.open(device))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Encode the shards of a batch.
 
-        Returns:
-            The numbers, and the counts of each shard as JSON.
+        Returns the numbers, and the counts of each shard as JSON.
         """
         counts = [json.dumps(self._worker.run(int(number)).as_dict()) for number in batch["shard"]]
         return {"shard": batch["shard"], "counts": counts}
@@ -40,11 +40,8 @@ def run_ray(
 ) -> Generator[tuple[int, Counts], None, None]:
     """Encode shards with one Ray actor for each device named.
 
-    Args:
-        devices: A device for each actor; on GPUs Ray chooses which one.
-
-    Yields:
-        A shard that is done, and what became of its rows.
+    `devices`: a device for each actor; on GPUs Ray chooses which one. Yields a shard that is done,
+    and what became of its rows.
     """
     require_extra("ray", "ray", "encoding on a Ray cluster")
     import ray.data

@@ -1,4 +1,6 @@
-"""Texts of a file, row by row: every row is a text or a fault with a reason, and rows can be passed over unread."""
+"""Texts of a file, row by row: every row is a text or a fault with a reason, and rows can be passed
+over unread.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Reading:
     """Where texts are read from."""
 
     source: str
-    """Path of a .txt, .jsonl, .csv or .parquet file (the first three gzip too), or `-` for lines on standard input."""
+    """Path of a .txt, .jsonl, .csv or .parquet file (the first three gzip too), or `-` for lines on
+    standard input.
+    """
     column: str = "text"
 
 
@@ -75,18 +79,19 @@ class Rows:
     def __init__(self, reading: Reading) -> None:
         """Open a file.
 
-        Raises:
-            BadInput: If there is no such file, it is of no known kind, or it lacks the column.
+        Raises BadInput if there is no such file, it is of no known kind, or it lacks the column.
         """
         path = Path(reading.source)
         if reading.source != "-" and not path.is_file():
             raise BadInput(
-                f"no file {path}; give a .txt, .jsonl, .csv or .parquet file, or - for standard input"
+                f"no file {path}; give a .txt, .jsonl, .csv or .parquet file, or - for standard"
+                " input"
             )
         kind = ".txt" if reading.source == "-" else Path(path.name.removesuffix(".gz")).suffix
         if kind not in READERS:
             raise BadInput(
-                f"{path}: texts are read from {', '.join(READERS)}; convert the file or give it the right ending"
+                f"{path}: texts are read from {', '.join(READERS)}; convert the file or give it the"
+                " right ending"
             )
         self._stack = ExitStack()
         self._source = reading.source
@@ -97,8 +102,7 @@ class Rows:
     def skip(self, count: int | None = None) -> int:
         """Pass over rows without looking into them.
 
-        Args:
-            count: How many; None for all that are left.
+        `count`: how many; None for all that are left.
         """
         result = sum(1 for _ in islice(self._raw, count))
         self.place += result
@@ -107,8 +111,7 @@ class Rows:
     def take(self, counts: Counts, count: int | None = None) -> Iterator[tuple[int, str]]:
         """Read rows; those without a usable text are counted and left out.
 
-        Args:
-            count: How many rows; None for all that are left.
+        `count`: how many rows; None for all that are left.
         """
         for raw in islice(self._raw, count):
             row, self.place = self.place, self.place + 1
@@ -184,7 +187,8 @@ def _csv_rows(path: Path, column: str, stack: ExitStack) -> tuple[Iterator[Any],
     )
     if column not in (rows.fieldnames or []):
         raise BadInput(
-            f"{path} has the columns {rows.fieldnames}, none called {column!r}; name one with --column"
+            f"{path} has the columns {rows.fieldnames}, none called {column!r}; name one with"
+            " --column"
         )
     return rows, lambda _, row: row[column]
 
@@ -197,7 +201,8 @@ def _parquet_rows(path: Path, column: str, stack: ExitStack) -> tuple[Iterator[A
     stack.callback(table.close)
     if column not in table.schema_arrow.names:
         raise BadInput(
-            f"{path} has the columns {table.schema_arrow.names}, none called {column!r}; name one with --column"
+            f"{path} has the columns {table.schema_arrow.names}, none called {column!r}; name one"
+            " with --column"
         )
     batches = table.iter_batches(columns=[column])
     return (value for batch in batches for value in batch.column(0)), lambda _, value: value.as_py()

@@ -1,4 +1,6 @@
-"""One call of the encoder as it runs: chunks tokenised one ahead, texts grouped by task, batches given to workers."""
+"""One call of the encoder as it runs: chunks tokenised one ahead, texts grouped by task, batches
+given to workers.
+"""
 
 from __future__ import annotations
 
@@ -64,11 +66,7 @@ class EncodeRequest:
     refuse_truncation: bool
 
     def empty(self, texts: int) -> np.ndarray:
-        """Make room for the vectors of some texts.
-
-        Returns:
-            Zeros `(texts, width)`.
-        """
+        """Make room for the vectors of some texts. Returns zeros `(texts, width)`."""
         shape = next(iter(self.shapes.values()))
         return np.zeros((texts, shape.width), dtype=shape.dtype)
 
@@ -81,8 +79,7 @@ class EncodeRequest:
     def groups(self, start: int, count: int) -> Iterator[tuple[str | None, np.ndarray]]:
         """Group some of the texts by task.
 
-        Yields:
-            A task, and which of these texts have it, `(n,)`, ascending.
+        Yields a task, and which of these texts have it, `(n,)`, ascending.
         """
         if self.tasks is None:
             yield next(iter(self.shapes)), np.arange(count)
@@ -106,11 +103,7 @@ class Runner:
 
     @contextmanager
     def turn(self, task: str | None) -> Iterator[None]:
-        """Take the back end for one task, alone.
-
-        Args:
-            task: Adapter; None for the base.
-        """
+        """Take the back end for one task, alone. `task`: adapter; None for the base."""
         with self.lock:
             self.backend.select(task)
             try:
@@ -128,17 +121,14 @@ class Runner:
     ) -> None:
         """Encode tokenised texts, task by task.
 
-        Args:
-            out: Filled with the vectors, `(texts, width)`, in order.
-            progress: Called with (texts of the call done, texts of the call so far).
-
-        Raises:
-            BadInput: If a text has no token.
+        `out`: filled with the vectors, `(texts, width)`, in order. `progress`: called with (texts
+        of the call done, texts of the call so far). Raises BadInput if a text has no token.
         """
         lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
         if len(ids) and lengths.min() == 0:
             raise BadInput(
-                f"text {start + int(lengths.argmin())} has no token this model knows; leave empty texts out"
+                f"text {start + int(lengths.argmin())} has no token this model knows; leave empty"
+                " texts out"
             )
         done = start
         for task, rows in call.groups(start, len(ids)):
@@ -164,7 +154,8 @@ class Runner:
             if not np.isfinite(vectors).all():
                 first = start + int(chosen[0])
                 raise WorkFailed(
-                    f"the model gave values that are not finite for text {first} or a neighbour; its weights are damaged"
+                    f"the model gave values that are not finite for text {first} or a neighbour;"
+                    " its weights are damaged"
                 )
             out[chosen] = shape.finish(vectors)
 
@@ -186,25 +177,23 @@ def check_limit(
     tokenizer: TextTokenizer | None = None,
     prompt: str = "",
 ) -> int:
-    """Check the most tokens of one text, and that a prompt leaves some of them to the text: all would have one vector otherwise.
+    """Check the most tokens of one text, and that a prompt leaves some of them to the text: all
+    would have one vector otherwise.
 
-    Args:
-        max_length: What was asked for; None for all that the model reads.
-        model_limit: Tokens that the model reads.
-        tokenizer: The model's, where there is a prompt.
-
-    Raises:
-        BadInput: If the model does not read that many, or prompt and special tokens fill them.
+    `max_length`: what was asked for; None for all that the model reads. `model_limit`: tokens that
+    the model reads. `tokenizer`: the model's, where there is a prompt. Raises BadInput if the model
+    does not read that many, or prompt and special tokens fill them.
     """
     limit = model_limit if max_length is None else max_length
     if not 0 < limit <= model_limit:
         raise BadInput(
-            f"max_length {max_length} is not between 1 and the {model_limit} tokens that this model reads"
+            f"max_length {max_length} is not between 1 and the {model_limit} tokens that this model"
+            " reads"
         )
     if tokenizer is not None and (tokens := prompt_tokens(tokenizer, prompt)) >= limit:
         raise BadInput(
-            f"the prompt takes {tokens:,} tokens with those around every text, and {limit:,} are read: nothing of a text would be left; "
-            f"give a shorter prompt or a larger max_length"
+            f"the prompt takes {tokens:,} tokens with those around every text, and {limit:,} are"
+            " read: nothing of a text would be left; give a shorter prompt or a larger max_length"
         )
     return limit
 
@@ -214,11 +203,8 @@ def tokenized(
 ) -> Iterator[tuple[int, TokenizedTexts]]:
     """Tokenise chunk after chunk, one ahead of the caller.
 
-    Yields:
-        How many texts came before a chunk, and its tokens.
-
-    Raises:
-        BadInput: If a text is no string, or too long where truncation is refused.
+    Yields how many texts came before a chunk, and its tokens. Raises BadInput if a text is no
+    string, or too long where truncation is refused.
     """
 
     def tokenise(chunk: tuple[int, list[str]]) -> tuple[int, TokenizedTexts]:
@@ -230,7 +216,8 @@ def tokenized(
         if call.refuse_truncation and tokens.truncated.any():
             first = start + int(tokens.truncated.argmax())
             raise BadInput(
-                f"text {first} has more than {call.limit} tokens and truncation is refused; cut it or raise max_length"
+                f"text {first} has more than {call.limit} tokens and truncation is refused; cut it"
+                " or raise max_length"
             )
         return start, tokens
 
@@ -252,13 +239,10 @@ def chunks_of(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def prefetch(items: Iterable[Given], work: Callable[[Given], Made]) -> Iterator[Made]:
-    """Do a piece of work on each item, in a thread, while the caller handles the result of the one before.
+    """Do a piece of work on each item, in a thread, while the caller handles the result of the one
+    before.
 
-    Args:
-        work: Called with each, in order.
-
-    Yields:
-        The results, in order; at most two are there at once.
+    `work`: called with each, in order. Yields the results, in order; at most two are there at once.
     """
     with ThreadPoolExecutor(1) as pool:
         waiting = None
@@ -274,11 +258,8 @@ def prefetch(items: Iterable[Given], work: Callable[[Given], Made]) -> Iterator[
 def token_states(backend: TokenModel, ids: np.ndarray) -> torch.Tensor:
     """Give the state of every token of one text, from a single pass.
 
-    Returns:
-        `(tokens, D)` on the CPU, before pooling.
-
-    Raises:
-        BadInput: If the back end gives vectors of whole texts only.
+    Returns `(tokens, D)` on the CPU, before pooling. Raises BadInput if the back end gives vectors
+    of whole texts only.
     """
     if isinstance(backend, StaticModel):
         return (

@@ -1,4 +1,6 @@
-"""One shard of a corpus: some rows in, a file of vectors out. The one function that every way of running a corpus calls."""
+"""One shard of a corpus: some rows in, a file of vectors out. The one function that every way of
+running a corpus calls.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ JOB = "job.json"
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """What every worker needs to encode any shard of a corpus; can be sent to another process or machine."""
+    """What every worker needs to encode any shard of a corpus; can be sent to another process or
+    machine.
+    """
 
     model: str
     """Model folder or name, readable by every worker."""
@@ -63,10 +67,10 @@ class ShardWorker:
 
 
 def encode_shard(encoder: Encoder, source: Rows, number: int, job: ShardJob) -> Counts:
-    """Encode the next rows of a corpus and write them: vectors, row numbers, and last the report that makes them count.
+    """Encode the next rows of a corpus and write them: vectors, row numbers, and last the report
+    that makes them count.
 
-    Raises:
-        BadInput: If a text cannot be encoded as asked.
+    Raises BadInput if a text cannot be encoded as asked.
     """
     counts, first = Counts(), source.place
     result = list(source.take(counts, job.shard_rows))
@@ -92,8 +96,8 @@ def encode_shard(encoder: Encoder, source: Rows, number: int, job: ShardJob) -> 
 def finished(folder: Path, number: int) -> Counts | None:
     """Say whether a shard is there, reading every byte of it.
 
-    Returns:
-        What became of its rows; None if it is missing, damaged, half written or of another job, and has to be encoded.
+    Returns what became of its rows; None if it is missing, damaged, half written or of another job,
+    and has to be encoded.
     """
     vectors, rows, report = shard_files(folder, number)
     try:

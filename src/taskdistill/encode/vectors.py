@@ -25,8 +25,8 @@ class VectorFolder:
     def __init__(self, folder: Path) -> None:
         """Open a finished folder.
 
-        Raises:
-            BadInput: If it is of another kind, unfinished or damaged; vectors and row numbers are checked when they are read.
+        Raises BadInput if it is of another kind, unfinished or damaged; vectors and row numbers are
+        checked when they are read.
         """
         self.folder = folder
         self.manifest: dict[str, Any] = read_manifest(folder, KIND)
@@ -39,7 +39,8 @@ class VectorFolder:
         require_field(folder, self.manifest, "width", int)
         if (stored := require_field(folder, self.manifest, "stored_as", str)) not in STORED:
             raise BadInput(
-                f"{folder} says that its vectors are stored as {stored!r}; needs one of {', '.join(STORED)}; {ADVICE}"
+                f"{folder} says that its vectors are stored as {stored!r}; needs one of"
+                f" {', '.join(STORED)}; {ADVICE}"
             )
         for name in self.manifest["files"]:
             if not name.endswith(".npy"):
@@ -63,11 +64,8 @@ class VectorFolder:
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Read shard after shard, memory-mapped.
 
-        Yields:
-            Row numbers `(n,)` of int64, ascending, and vectors `(n, width)`.
-
-        Raises:
-            BadInput: If a file is not the one that was written.
+        Yields row numbers `(n,)` of int64, ascending, and vectors `(n, width)`. Raises BadInput if
+        a file is not the one that was written.
         """
         for number in range(self.shards):
             vectors, rows, _ = shard_files(self.folder, number)
@@ -80,7 +78,8 @@ class VectorFolder:
                 or values.dtype != self.dtype
             ):
                 raise BadInput(
-                    f"{vectors} has shape {values.shape} and type {values.dtype}, which its manifest does not say; {ADVICE}"
+                    f"{vectors} has shape {values.shape} and type {values.dtype}, which its"
+                    f" manifest does not say; {ADVICE}"
                 )
             yield numbers, values
 
@@ -89,11 +88,7 @@ class VectorFolder:
             raise BadInput(f"{self.folder} is damaged: {fault}; {ADVICE}")
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """Read all into memory.
-
-        Returns:
-            Row numbers `(n,)` and vectors `(n, width)`.
-        """
+        """Read all into memory. Returns row numbers `(n,)` and vectors `(n, width)`."""
         rows, vectors = np.empty(len(self), np.int64), np.empty((len(self), self.width), self.dtype)
         start = 0
         for block_rows, block in self.blocks():
@@ -106,11 +101,8 @@ class VectorFolder:
 def merge_vectors(folder: Path, out: Path) -> int:
     """Copy a folder of shards into one file, in bounded memory.
 
-    Args:
-        out: .npy, .parquet or .jsonl; written beside and renamed.
-
-    Raises:
-        BadInput: If the ending is unknown, or rows were rejected and the file could not say which.
+    `out`: .npy, .parquet or .jsonl; written beside and renamed. Raises BadInput if the ending is
+    unknown, or rows were rejected and the file could not say which.
     """
     opened = VectorFolder(folder)
     if out.suffix not in WRITERS:

@@ -45,9 +45,8 @@ def by_length(
 ) -> list[LengthBucket]:
     """Split a score by the length of what was judged: a query's relevant document, a pair, a text.
 
-    Returns:
-        The buckets that are not empty, shortest first; their units keep the ranks of the whole set.
-        None at all for a type without a unit a text.
+    Returns the buckets that are not empty, shortest first; their units keep the ranks of the whole
+    set. None at all for a type without a unit a text.
     """
     if not task.by_length:
         return []
@@ -84,10 +83,8 @@ def prompt_spread(
     """Score a set under several prompts, put where the data want them (`prompted`).
 
     The model's own prompt, if it has one, stays in front. Texts that no prompt changes are encoded
-    once; `encoded` are the set's vectors without any prompt, if they are there already.
-
-    Raises:
-        BadInput: If there is no prompt, or the type takes none.
+    once; `encoded` are the set's vectors without any prompt, if they are there already. Raises
+    BadInput if there is no prompt, or the type takes none.
     """
     if not prompts:
         raise BadInput("a spread over prompts needs at least one prompt")

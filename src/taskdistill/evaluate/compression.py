@@ -103,14 +103,9 @@ def compression_matrix(
     ten results) and ranks them again by float32 queries against int8 documents, which binary then
     stores too; float16 loses nothing that rescoring could bring back. int8 ranges are fitted once
     for each dimension, on documents, and used for both sides. `retention` is relative to all
-    dimensions in float32.
-
-    Args:
-        ranges: int8 ranges by dimension where the model stores some; others are fitted here.
-        offsets: What the model takes from vectors before their signs; None takes nothing.
-
-    Raises:
-        BadInput: If a dimension is larger than the vectors, or a precision is unknown.
+    dimensions in float32. `ranges`: int8 ranges by dimension where the model stores some; others
+    are fitted here. `offsets`: what the model takes from vectors before their signs; None takes
+    nothing. Raises BadInput if a dimension is larger than the vectors, or a precision is unknown.
     """
     full_score = task.score(data, encoded.sides).score
     if too_large := [dim for dim in dims if dim > encoded.dim]:
@@ -154,10 +149,8 @@ def decoded(
 ) -> NDArray[np.float32]:
     """Return what is left of (n, dim) vectors after storing them at a precision.
 
-    Binary leaves the signs, whose cosine orders pairs as Hamming distance does.
-
-    Raises:
-        BadInput: If the precision is unknown, or int8 has no ranges.
+    Binary leaves the signs, whose cosine orders pairs as Hamming distance does. Raises BadInput if
+    the precision is unknown, or int8 has no ranges.
     """
     bytes_per_vector(x.shape[1], precision)
     match precision:
@@ -257,9 +250,11 @@ def _plain(
     binary = precision == Precision.BINARY
     if not isinstance(data, RankingData) or data.candidates is not None:
         stored = {
-            side: unpack_bits(vectors.bits(side), x.shape[1]).astype(np.float32)
-            if binary
-            else decoded(x, precision, ranges)
+            side: (
+                unpack_bits(vectors.bits(side), x.shape[1]).astype(np.float32)
+                if binary
+                else decoded(x, precision, ranges)
+            )
             for side, x in sides.items()
         }
         return task.score(data, stored).score, None

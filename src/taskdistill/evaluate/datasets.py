@@ -26,16 +26,9 @@ def find_eval_sets(
 ) -> list[EvalSet]:
     """List the evaluation sets of a data folder; of files mostly first rows are read.
 
-    Every type of `tasks/` says where its sets are.
-
-    Args:
-        names: Names such as `retrieval/scifact` or patterns such as `sts/*`; None takes every set.
-
-    Returns:
-        The sets, by type and name, or in the order of `names`.
-
-    Raises:
-        BadInput: If the folder has no such sets or a name is unknown.
+    Every type of `tasks/` says where its sets are. `names`: names such as `retrieval/scifact` or
+    patterns such as `sts/*`; None takes every set. Returns the sets, by type and name, or in the
+    order of `names`. Raises BadInput if the folder has no such sets or a name is unknown.
     """
     if not root.is_dir():
         raise BadInput(

@@ -112,9 +112,9 @@ def describe(comparison: DevComparison) -> str:
     """Write a comparison as a clause, times 100."""
     value, low, high = (100 * each for each in comparison.difference)
     return (
-        f"{comparison.metric} {100 * comparison.before:.1f} of the base, {100 * comparison.after:.1f} with the"
-        " adapter "
-        f"({value:+.1f}, 95 % {low:+.1f} to {high:+.1f}; {comparison.rows:,} rows)"
+        f"{comparison.metric} {100 * comparison.before:.1f} of the base,"
+        f" {100 * comparison.after:.1f} with the adapter ({value:+.1f}, 95 % {low:+.1f} to"
+        f" {high:+.1f}; {comparison.rows:,} rows)"
     )
 
 

@@ -50,10 +50,7 @@ def encode_set(
     """Encode every text of a set with the adapter and prompts of its type (paper, section 8.1).
 
     Sides of one role are encoded in one call, so that a text on two of them is encoded once; sides
-    in `known` are taken as they are.
-
-    Raises:
-        BadInput: If the model returns what cannot be scored.
+    in `known` are taken as they are. Raises BadInput if the model returns what cannot be scored.
     """
     texts, sides = task.sides(data), dict(known or {})
     by_role: dict[Role, list[str]] = {}
@@ -96,11 +93,8 @@ def encode_texts(
 ) -> NDArray[np.float32]:
     """Encode texts, each distinct one once, the longest first.
 
-    Returns (n, dim) vectors in the order of the texts; `report` takes the characters of every
-    call.
-
-    Raises:
-        BadInput: If the model returns what cannot be scored.
+    Returns (n, dim) vectors in the order of the texts; `report` takes the characters of every call.
+    Raises BadInput if the model returns what cannot be scored.
     """
     distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
     place = {text: i for i, text in enumerate(distinct)}
@@ -133,8 +127,7 @@ def check_vectors(
 ) -> int:
     """Return the dimension of vectors, `dim` where the model gave some before.
 
-    Raises:
-        BadInput: If they cannot be scored: NaN, a wrong count, or another dimension.
+    Raises BadInput if they cannot be scored: NaN, a wrong count, or another dimension.
     """
     if vectors.ndim != 2 or len(vectors) != len(texts):
         raise BadInput(

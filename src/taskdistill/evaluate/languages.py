@@ -31,13 +31,13 @@ class LanguageScores:
 
     Attributes:
         same_language: nDCG@10 on the corpus of their own language.
-        pooled: nDCG@10 on all corpora together, where only the document in the query's
-            language counts.
+        pooled: nDCG@10 on all corpora together, where only the document in the query's language
+            counts.
         same_language_share: Share of the first ten results that are in the query's language.
-        any_language: nDCG@10 on all corpora together, where a translation of the document
-            counts as well.
-        same_language_first: Share of queries whose first relevant result, in whatever language, is in
-            the query's.
+        any_language: nDCG@10 on all corpora together, where a translation of the document counts as
+            well.
+        same_language_first: Share of queries whose first relevant result, in whatever language, is
+            in the query's.
     """
 
     queries: int
@@ -119,11 +119,8 @@ def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Poo
     """Search the corpora of several languages apart, crosswise and together.
 
     nDCG alone hides whether results come back in the language of the query; the shares tell.
-    Corpora are taken as translations of each other if they have the same document ids.
-
-    Raises:
-        BadInput: If there are fewer than two languages, or the model returns what cannot be
-            scored.
+    Corpora are taken as translations of each other if they have the same document ids. Raises
+    BadInput if there are fewer than two languages, or the model returns what cannot be scored.
     """
     if len(sets) < 2:
         raise BadInput(f"a pool of languages needs at least two; got {', '.join(sets) or 'none'}")
@@ -140,14 +137,16 @@ def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Poo
     for language, data in sets.items():
         queries = normalize(encoded[language]["queries"])
         on = {
-            other: score_ranking(
-                data,
-                rank(
-                    RankingData(sets[other].documents, data.queries, data.qrels),
-                    queries,
-                    encoded[other]["documents"],
-                ),
-            ).score
+            other: (
+                score_ranking(
+                    data,
+                    rank(
+                        RankingData(sets[other].documents, data.queries, data.qrels),
+                        queries,
+                        encoded[other]["documents"],
+                    ),
+                ).score
+            )
             for other in (sets if parallel else [language])
         }
         hits = _sorted_hits(queries, pool, places)

@@ -50,15 +50,11 @@ class MtebEncoder:
     ) -> None:
         """Wrap a model.
 
-        Args:
-            dim: Only the first coordinates are used, scaled to unit length; None uses all.
-            precision: Vectors are stored at this precision and read back before they are
-                compared. int8 takes the ranges that the model stores, so that queries and
-                documents share theirs.
-
-        Raises:
-            BadInput: If the precision is unknown, or int8 is wanted of a model that has no
-                ranges.
+        `dim`: only the first coordinates are used, scaled to unit length; None uses all.
+        `precision`: vectors are stored at this precision and read back before they are compared.
+        int8 takes the ranges that the model stores, so that queries and documents share theirs.
+        Raises BadInput if the precision is unknown, or int8 is wanted of a model that has no
+        ranges.
         """
         bytes_per_vector(dim or 8, precision)
         self.embedder, self.dim, self.precision = embedder, dim, precision
@@ -87,7 +83,10 @@ class MtebEncoder:
         }
         return ModelMeta.create_empty(
             overwrites=fields
-            | {"similarity_fn_name": ScoringFunction.COSINE, "use_instructions": True}
+            | {
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "use_instructions": True,
+            }
         )
 
     def revision(self) -> str:
@@ -115,16 +114,11 @@ class MtebEncoder:
     ) -> NDArray[np.float32]:
         """Encode what mteb's loader holds: batches, each with its texts under `text`.
 
-        Returns float32 (n, dim), in the order of the texts.
-
-        Args:
-            task_metadata: mteb's description of the task; its type chooses the adapter.
-            prompt_type: mteb's word for the side: query, document, or None where a task has
-                no sides.
-            **kwargs: What mteb says beside, which changes no vector.
-
-        Raises:
-            BadInput: If an input holds no text, or the model returns what cannot be scored.
+        Returns float32 (n, dim), in the order of the texts. `task_metadata`: mteb's description of
+        the task; its type chooses the adapter. `prompt_type`: mteb's word for the side: query,
+        document, or None where a task has no sides. `**kwargs`: what mteb says beside, which
+        changes no vector. Raises BadInput if an input holds no text, or the model returns what
+        cannot be scored.
         """
         texts: list[str] = []
         for batch in inputs:
@@ -146,12 +140,8 @@ class MtebEncoder:
     def similarity(self, first: Any, second: Any) -> Any:
         """Compare every vector with every other.
 
-        Args:
-            first: (n, dim) vectors, or one of (dim,).
-            second: (m, dim) vectors, or one of (dim,).
-
-        Returns:
-            (n, m) cosines, a tensor as mteb wants it.
+        `first`: (n, dim) vectors, or one of (dim,). `second`: (m, dim) vectors, or one of (dim,).
+        Returns (n, m) cosines, a tensor as mteb wants it.
         """
         import torch
 
@@ -160,8 +150,7 @@ class MtebEncoder:
     def similarity_pairwise(self, first: Any, second: Any) -> Any:
         """Compare each vector with its counterpart.
 
-        Returns:
-            (n,) cosines, a tensor as mteb wants it.
+        Returns (n,) cosines, a tensor as mteb wants it.
         """
         import torch
 

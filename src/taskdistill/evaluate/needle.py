@@ -131,15 +131,10 @@ def needle_set(
 ) -> NeedleSet:
     """Make a set whose hidden sentences lie evenly from beginning to end of the documents.
 
-    Args:
-        kind: `needle` hides a fact about a person, `passkey` a number that belongs to a
-            person.
-        length: Tokens of a document, at least 64.
-        documents: At most the 224 persons there are.
-        tokens: Counts the tokens of a sentence; None estimates them from its words.
-
-    Raises:
-        BadInput: If an argument is not one that a set can be made for.
+    `kind`: `needle` hides a fact about a person, `passkey` a number that belongs to a person.
+    `length`: tokens of a document, at least 64. `documents`: at most the 224 persons there are.
+    `tokens`: counts the tokens of a sentence; None estimates them from its words. Raises BadInput
+    if an argument is not one that a set can be made for.
     """
     persons = [f"{first} {last}" for first, last in product(_FIRST, _LAST)]
     if kind not in KINDS:
@@ -187,12 +182,9 @@ def score_needles(
 
     A row has `kind`, `length`, `documents`, `nDCG@1` with its bootstrap `interval`, `first_half`
     and `second_half` (the same over documents whose sentence stands in the first or second half),
-    and `cut`: documents longer than the model reads, where it counts them.
-
-    Args:
-        tokens: See `needle_set`; the model's own tokenizer makes lengths exact.
-        task: Adapter; None for a model without adapters.
-        progress: Called with (sets done, sets in all).
+    and `cut`: documents longer than the model reads, where it counts them. `tokens`: see
+    `needle_set`; the model's own tokenizer makes lengths exact. `task`: adapter; None for a model
+    without adapters. `progress`: called with (sets done, sets in all).
     """
     plan = [(kind, length) for kind in kinds for length in lengths]
     for done, (kind, length) in enumerate(plan, 1):

@@ -72,14 +72,9 @@ def aggregate(
 ) -> dict[str, Any]:
     """Average scores over sets as section 8.3 of the paper does.
 
-    Args:
-        types: Set to its type, or to mteb's type of task.
-        order: The types in the order of reports, others follow; None takes that of
-            `task_types`.
-
-    Returns:
-        `sets` (mean over sets), `types` (mean over the types' means) and `by_type` (type to
-        mean).
+    `types`: set to its type, or to mteb's type of task. `order`: the types in the order of reports,
+    others follow; None takes that of `task_types`. Returns `sets` (mean over sets), `types` (mean
+    over the types' means) and `by_type` (type to mean).
     """
     if order is None:
         order = [task.name for task in task_types()]

@@ -37,18 +37,12 @@ def evaluate_models(
 
     With a folder, each score is written to `folder/cache/` as soon as it is there, under a hash of
     the model's fingerprint, the set's files and the options; what is there already is not computed
-    again. Where compression is measured, int8 ranges go to `folder/calibration/`.
-
-    Args:
-        models: The models; names must differ.
-        reference: Name of the model the others are compared with; None takes the first.
-        progress: Called with per cent done and 100, of what has to be computed; a set counts by the
-            size of its files.
-        note: Called with a line for each score.
-
-    Raises:
-        BadInput: If two models have one name, a set cannot be scored, or a model's vectors cannot;
-            finished scores stay.
+    again. Where compression is measured, int8 ranges go to `folder/calibration/`. `models`: the
+    models; names must differ. `reference`: name of the model the others are compared with; None
+    takes the first. `progress`: called with per cent done and 100, of what has to be computed; a
+    set counts by the size of its files. `note`: called with a line for each score. Raises BadInput
+    if two models have one name, a set cannot be scored, or a model's vectors cannot; finished
+    scores stay.
     """
     options = options or EvalOptions()
     _check_names([model.name for model in models], reference)

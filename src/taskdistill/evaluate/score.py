@@ -34,8 +34,7 @@ def evaluate_set(
 ) -> SetScore:
     """Encode a set with a model and score it.
 
-    Raises:
-        BadInput: If the data are of another type, or the model returns what cannot be scored.
+    Raises BadInput if the data are of another type, or the model returns what cannot be scored.
     """
     if not isinstance(data, task.data_type):
         raise BadInput(

@@ -30,9 +30,17 @@ SUITES = {
 """Benchmark to the short names by which it is called too."""
 
 TYPES = (
-    "BitextMining", "Classification", "Clustering", "InstructionReranking", "MultilabelClassification", "PairClassification",
-    "Reranking", "Retrieval", "STS", "Summarization",
-)  # fmt: skip
+    "BitextMining",
+    "Classification",
+    "Clustering",
+    "InstructionReranking",
+    "MultilabelClassification",
+    "PairClassification",
+    "Reranking",
+    "Retrieval",
+    "STS",
+    "Summarization",
+)
 """mteb's types of tasks in the order of tables."""
 
 _BATCH = 512
@@ -42,8 +50,7 @@ _BATCH = 512
 def suite_name(name: str) -> str:
     """Return the benchmark that mteb's name or a short name stands for.
 
-    Raises:
-        BadInput: If mteb knows no such benchmark.
+    Raises BadInput if mteb knows no such benchmark.
     """
     short = {alias: full for full, aliases in SUITES.items() for alias in (*aliases, full.lower())}
     if name in SUITES or name.lower() in short:
@@ -62,8 +69,7 @@ def suite_name(name: str) -> str:
 def suite_tasks(name: str) -> list[Any]:
     """Return the tasks of a benchmark; no data is read.
 
-    Raises:
-        BadInput: If there is no such benchmark, or it is about more than texts.
+    Raises BadInput if there is no such benchmark, or it is about more than texts.
     """
     import mteb
 
@@ -98,20 +104,12 @@ def run_suite(
     """Run models on the tasks of a benchmark through `mteb.evaluate`.
 
     Scores are stored in `folder/results/` as mteb does, by the revision of each model; a finished
-    task is not run again. A task whose data cannot be had is left out and named.
-
-    Args:
-        progress: Called with pairs of model and task that are done, and their number.
-        note: Called with a line for each score and each task that cannot be run.
-
-    Returns:
-        `suite`, `tasks` (type and metric of each), `models` (name to `revision`, `scores`,
-        `splits` and `means`), `missing` (task to what kept its data away) and the version of
-        mteb.
-
-    Raises:
-        BadInput: If the data of no task can be had.
-        WorkFailed: If mteb cannot score a task whose data is there.
+    task is not run again. A task whose data cannot be had is left out and named. `progress`: called
+    with pairs of model and task that are done, and their number. `note`: called with a line for
+    each score and each task that cannot be run. Returns `suite`, `tasks` (type and metric of each),
+    `models` (name to `revision`, `scores`, `splits` and `means`), `missing` (task to what kept its
+    data away) and the version of mteb. Raises BadInput if the data of no task can be had. Raises
+    WorkFailed if mteb cannot score a task whose data is there.
     """
     by_model: dict[str, dict[str, Any]] = {
         name: {"revision": model.revision(), "scores": {}, "splits": {}}

@@ -128,8 +128,7 @@ class EvalSet:
     ) -> SetData:
         """Read the set, at most `max_queries` queries, pairs or test rows of it, drawn by the seed.
 
-        Raises:
-            BadInput: If a file cannot be read or the set cannot be scored.
+        Raises BadInput if a file cannot be read or the set cannot be scored.
         """
         for path in self.files:
             check_listed(path)

@@ -57,13 +57,10 @@ class ExportJob:
     ) -> None:
         """Compare unit vectors `(n, D)` of an exported file with the reference; add the comparison.
 
-        Args:
-            required: Whether a difference fails the export, or is only reported.
-            task: Adapter, where the format holds several; default: the job's.
-            rows: Which of `texts` the vectors are of; default: all.
-
-        Raises:
-            WorkFailed: If the vectors have another shape than the reference or are not finite.
+        `required`: whether a difference fails the export, or is only reported. `task`: adapter,
+        where the format holds several; default: the job's. `rows`: which of `texts` the vectors are
+        of; default: all. Raises WorkFailed if the vectors have another shape than the reference or
+        are not finite.
         """
         task = task or self.task
         reference = self.reference[task] if rows is None else self.reference[task][rows]

@@ -40,11 +40,8 @@ class GgufVocab:
 def translate_tokenizer(spec: Mapping[str, Any], rows: int, name: str) -> GgufVocab:
     """Translate the content of a `tokenizer.json`.
 
-    Args:
-        rows: Rows of the token table; ids without a token are filled up as unused.
-
-    Raises:
-        BadInput: If llama.cpp has no tokenizer that cuts texts the same way.
+    `rows`: rows of the token table; ids without a token are filled up as unused. Raises BadInput if
+    llama.cpp has no tokenizer that cuts texts the same way.
     """
     model = spec["model"]
     bos, eos = _template_tokens(spec.get("post_processor"), name)

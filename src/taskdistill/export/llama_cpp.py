@@ -57,11 +57,8 @@ def llama_cpp_vectors(
 ) -> NDArray[np.float32]:
     """Embed texts with llama.cpp: unit rows `(n, D)`.
 
-    Args:
-        texts: Texts with their prompt, or their token ids with the special tokens.
-
-    Raises:
-        WorkFailed: If llama.cpp does not load the file or fails.
+    `texts`: texts with their prompt, or their token ids with the special tokens. Raises WorkFailed
+    if llama.cpp does not load the file or fails.
     """
     request = json.dumps({"path": str(path), "texts": list(texts), "length": length})
     try:

@@ -96,18 +96,11 @@ def export_index(
 ) -> dict[str, Any]:
     """Write an index for another engine.
 
-    Args:
-        out: Folder to write; it must not exist.
-        name: Of the table, collection or index; lower-case letters, digits and underscores.
-        progress: Called with the passages written and their number.
-
-    Returns:
-        Plain data: passages, dimensions, the oversampling factor and whether it was measured,
-        files.
-
-    Raises:
-        BadInput: If the engine is unknown, the index keeps no vectors or is empty, or the name
-            would have to be quoted.
+    `out`: folder to write; it must not exist. `name`: of the table, collection or index; lower-case
+    letters, digits and underscores. `progress`: called with the passages written and their number.
+    Returns plain data: passages, dimensions, the oversampling factor and whether it was measured,
+    files. Raises BadInput if the engine is unknown, the index keeps no vectors or is empty, or the
+    name would have to be quoted.
     """
     if format_name not in ENGINES:
         raise BadInput(f"unknown format {format_name!r}{did_you_mean(format_name, ENGINES)}")

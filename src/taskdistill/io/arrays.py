@@ -1,4 +1,6 @@
-"""Files of an index: arrays and tables that are hashed before anything is read from them, then memory-mapped."""
+"""Files of an index: arrays and tables that are hashed before anything is read from them, then
+memory-mapped.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,14 @@ from taskdistill.io.atomic import sha256_file
 from taskdistill.io.json import open_regular
 
 _VERIFIED: dict[tuple[int, ...], str] = {}
-"""What this process has hashed already: identity of a file (device, inode, size, times) to its SHA-256."""
+"""What this process has hashed already: identity of a file (device, inode, size, times) to its
+SHA-256.
+"""
 
 _SETTLED = 100_000_000
-"""Nanoseconds after a change before a file's times are believed: a clock that ticks every few milliseconds hides a second change."""
+"""Nanoseconds after a change before a file's times are believed: a clock that ticks every few
+milliseconds hides a second change.
+"""
 
 
 @contextmanager
@@ -34,10 +40,8 @@ def array_writer(
 ) -> Iterator[Callable[[NDArray[Any]], None]]:
     """Write a .npy file block by block; the caller syncs it.
 
-    Nothing is written through a memory map: on a full disk that would end the process instead of raising an error.
-
-    Args:
-        shape: Shape of all blocks together, joined along the first axis.
+    Nothing is written through a memory map: on a full disk that would end the process instead of
+    raising an error. `shape`: shape of all blocks together, joined along the first axis.
     """
     rows = 0
     with path.open("wb") as stream:
@@ -71,8 +75,7 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordB
 def entry(path: Path) -> dict[str, Any]:
     """Hash a file that this process has just written.
 
-    Returns:
-        `{"bytes": int, "sha256": str}`, as manifests hold it.
+    Returns `{"bytes": int, "sha256": str}`, as manifests hold it.
     """
     digest = sha256_file(path)
     _VERIFIED[_identity(path.stat())] = digest
@@ -82,16 +85,9 @@ def entry(path: Path) -> dict[str, Any]:
 def map_file(path: Path, expected: dict[str, Any], *, full: bool = True) -> mmap.mmap:
     """Map a file into memory after checking that it is the one the manifest lists.
 
-    Args:
-        expected: `{"bytes": int, "sha256": str}`.
-        full: Whether to hash the content (once a process for each state of the file); the size is always checked.
-
-    Returns:
-        A read-only map.
-
-    Raises:
-        BadInput: If the size or the hash differs.
-        FileNotFoundError: If there is no such file.
+    `expected`: `{"bytes": int, "sha256": str}`. `full`: whether to hash the content (once a process
+    for each state of the file); the size is always checked. Returns a read-only map. Raises
+    BadInput if the size or the hash differs. Raises FileNotFoundError if there is no such file.
     """
     with open_regular(path) as stream:
         status = os.fstat(stream.fileno())
@@ -112,15 +108,8 @@ def array_of(
 ) -> NDArray[Any]:
     """Read a mapped .npy file without copying.
 
-    Args:
-        dtype: The type it must hold.
-        shape: The shape it must have.
-
-    Returns:
-        A read-only array over the map.
-
-    Raises:
-        BadInput: If the header is no .npy header, or type, shape or length are others.
+    `dtype`: the type it must hold. `shape`: the shape it must have. Returns a read-only array over
+    the map. Raises BadInput if the header is no .npy header, or type, shape or length are others.
     """
     head = io.BytesIO(mapped[:4096])
     try:
@@ -132,13 +121,15 @@ def array_of(
     if (found_shape, fortran, found_dtype) != (shape, False, requested):
         raise damaged(
             path,
-            f"it holds {found_dtype} of shape {found_shape} instead of {requested} of shape {shape}",
+            f"it holds {found_dtype} of shape {found_shape} instead of {requested} of shape"
+            f" {shape}",
         )
     count = int(np.prod(shape))
     if len(mapped) - head.tell() != count * requested.itemsize:
         raise damaged(
             path,
-            f"{len(mapped) - head.tell()} bytes follow its header instead of {count * requested.itemsize}",
+            f"{len(mapped) - head.tell()} bytes follow its header instead of"
+            f" {count * requested.itemsize}",
         )
     return np.frombuffer(mapped, requested, count, head.tell()).reshape(shape)
 
@@ -146,11 +137,7 @@ def array_of(
 def table_of(path: Path, mapped: mmap.mmap, schema: pa.Schema) -> pa.Table:
     """Read a mapped Arrow file without copying.
 
-    Args:
-        schema: The columns it must have.
-
-    Raises:
-        BadInput: If it is no Arrow file or has other columns.
+    `schema`: the columns it must have. Raises BadInput if it is no Arrow file or has other columns.
     """
     try:
         table = pa.ipc.open_file(pa.py_buffer(mapped)).read_all()

@@ -1,7 +1,9 @@
-"""Files and folders that are old or new, never half: written under a temporary name beside their target, then moved into place.
+"""Files and folders that are old or new, never half: written under a temporary name beside their
+target, then moved into place.
 
-A temporary name is `.NAME.taskdistill-XXXXXXXX`, and its writer holds a lock (flock) on it, which the system releases when the
-writer dies. So whoever finds such a name knows whose it is, what it was to become, and whether its writer still lives.
+A temporary name is `.NAME.taskdistill-XXXXXXXX`, and its writer holds a lock (flock) on it, which
+the system releases when the writer dies. So whoever finds such a name knows whose it is, what it
+was to become, and whether its writer still lives.
 """
 
 from __future__ import annotations
@@ -32,11 +34,8 @@ _PATIENCE = 2.0
 def check_place(path: Path) -> None:
     """Refuse a path that nothing can be made at, because what should be a folder above it is none.
 
-    Args:
-        path: Where something shall be made; folders above it may be missing.
-
-    Raises:
-        BadInput: Naming what is in the way.
+    `path`: where something shall be made; folders above it may be missing. Raises BadInput naming
+    what is in the way.
     """
     for parent in path.parents:
         if os.path.lexists(parent):
@@ -50,8 +49,8 @@ def check_place(path: Path) -> None:
 def check_free(path: Path) -> None:
     """Refuse a path at which a new folder cannot be made.
 
-    Raises:
-        BadInput: If something is there, be it a link to nothing, or what should be a folder above it is none.
+    Raises BadInput if something is there, be it a link to nothing, or what should be a folder above
+    it is none.
     """
     if os.path.lexists(path):
         raise BadInput(f"{path} already exists; give another folder or remove it first")
@@ -59,11 +58,7 @@ def check_free(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as hex.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Return the SHA-256 of a file's bytes as hex. Returns 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -80,9 +75,7 @@ def sync(path: Path) -> None:
 def write_file(path: Path, data: bytes | str) -> None:
     """Write a file whole or not at all.
 
-    Args:
-        path: Target; its folder must exist.
-        data: Bytes, or text that is written as UTF-8.
+    `path`: target; its folder must exist. `data`: bytes, or text that is written as UTF-8.
     """
     with replacing(path) as beside:
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -92,14 +85,9 @@ def write_file(path: Path, data: bytes | str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary file to write; on success sync it and rename it over its target.
 
-    Args:
-        path: Target; its folder must exist. A link there is replaced, not followed.
-
-    Yields:
-        An empty file beside the target; nothing appears at the target if the block raises.
-
-    Raises:
-        BadInput: If a device, a pipe or a socket is there, such as /dev/null, whose place a file would take.
+    `path`: target; its folder must exist. A link there is replaced, not followed. Yields an empty
+    file beside the target; nothing appears at the target if the block raises. Raises BadInput if a
+    device, a pipe or a socket is there, such as /dev/null, whose place a file would take.
     """
     if os.path.lexists(path) and not any(
         kind(path.lstat().st_mode) for kind in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)
@@ -124,11 +112,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def temporary_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside a target, locked while the block runs and removed after it.
 
-    Args:
-        path: What the folder shall become, by `swap_in`; its parent must exist.
-
-    Yields:
-        An empty folder on the same file system.
+    `path`: what the folder shall become, by `swap_in`; its parent must exist. Yields an empty
+    folder on the same file system.
     """
     beside, handle = _claim(path, Path.mkdir)
     try:
@@ -140,14 +125,13 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def swap_in(beside: Path, path: Path, *, replace: bool) -> None:
-    """Move a finished folder to its target; what is there gets the temporary name, so that the target never lacks a whole folder.
+    """Move a finished folder to its target; what is there gets the temporary name, so that the
+    target never lacks a whole folder.
 
-    The two names are exchanged by one system call where kernel and file system have it. Elsewhere there are two renames; a kill
-    between them leaves the old folder under a name with `.old`, from which `restore` puts it back.
-
-    Raises:
-        FileExistsError: If there is a folder and none is to be replaced.
-        WorkFailed: If the file system moves no folders.
+    The two names are exchanged by one system call where kernel and file system have it. Elsewhere
+    there are two renames; a kill between them leaves the old folder under a name with `.old`, from
+    which `restore` puts it back. Raises FileExistsError if there is a folder and none is to be
+    replaced. Raises WorkFailed if the file system moves no folders.
     """
     if not replace:
         try:
@@ -164,8 +148,8 @@ def swap_in(beside: Path, path: Path, *, replace: bool) -> None:
 def exchange(one: Path, two: Path) -> bool:
     """Exchange two names of one folder at once.
 
-    Returns:
-        Whether it was done; false where kernel or file system cannot, and nothing has changed then.
+    Returns whether it was done; false where kernel or file system cannot, and nothing has changed
+    then.
     """
     import ctypes
 
@@ -182,13 +166,10 @@ def exchange(one: Path, two: Path) -> bool:
 
 
 def restore(path: Path) -> bool:
-    """Put back a folder whose writer was killed between the two renames of a file system without exchange.
+    """Put back a folder whose writer was killed between the two renames of a file system without
+    exchange.
 
-    Args:
-        path: Where the folder should be.
-
-    Returns:
-        Whether there is something at `path` now.
+    `path`: where the folder should be. Returns whether there is something at `path` now.
     """
     end = time.monotonic() + _PATIENCE
     while not os.path.lexists(path):
@@ -196,7 +177,8 @@ def restore(path: Path) -> bool:
         if not moved:
             return False
         with _dead(moved[0]) as dead:
-            # Where nothing can be locked nobody is shown to be dead; the folder goes back all the same, for that removes nothing.
+            # Where nothing can be locked nobody is shown to be dead; the folder goes back all the
+            # same, for that removes nothing.
             if (dead or time.monotonic() > end) and not os.path.lexists(path):
                 with contextlib.suppress(FileNotFoundError):
                     moved[0].rename(path)
@@ -206,13 +188,12 @@ def restore(path: Path) -> bool:
 
 
 def remove_stale(*targets: Path) -> list[str]:
-    """Remove what killed writers of some files or folders left beside them; put back a target that is missing.
+    """Remove what killed writers of some files or folders left beside them; put back a target that
+    is missing.
 
-    Only the temporary names that our own writers make for exactly these targets are removed, never a link, and none whose writer
-    lives or cannot be shown to be dead.
-
-    Args:
-        *targets: Files or folders, which need not exist, nor their parents.
+    Only the temporary names that our own writers make for exactly these targets are removed, never
+    a link, and none whose writer lives or cannot be shown to be dead. `*targets`: files or folders,
+    which need not exist, nor their parents.
     """
     names: dict[Path, set[str]] = {}
     for target in targets:
@@ -223,23 +204,24 @@ def remove_stale(*targets: Path) -> list[str]:
 
 
 def remove_stale_within(folder: Path) -> list[str]:
-    """Remove what killed writers left in a folder that only this program writes to, as `remove_stale` does for single targets.
+    """Remove what killed writers left in a folder that only this program writes to, as
+    `remove_stale` does for single targets.
 
-    Args:
-        folder: The folder, not those below it; it need not exist.
+    `folder`: the folder, not those below it; it need not exist.
     """
     return _remove_stale(folder, None)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder of our own making as far as that is possible; what cannot be removed stays, for `remove_stale`.
+    """Remove a folder of our own making as far as that is possible; what cannot be removed stays,
+    for `remove_stale`.
 
-    Args:
-        path: The folder; it need not exist, and a link is not followed.
+    `path`: the folder; it need not exist, and a link is not followed.
     """
 
     def insist(function: Callable[..., Any], name: str, fault: Any) -> None:
-        # A folder in it that somebody protected: it was carried over to the successor, and this one of the same name goes.
+        # A folder in it that somebody protected: it was carried over to the successor, and this one
+        # of the same name goes.
         if (
             function in (os.unlink, os.rmdir)
             and Path(name) != path
@@ -283,10 +265,11 @@ def _temporaries(parent: Path, names: set[str] | None) -> list[tuple[Path, re.Ma
 
 @contextmanager
 def _dead(path: Path) -> Iterator[bool]:
-    """Say whether the writer of a temporary file or folder is dead, and keep others from it meanwhile.
+    """Say whether the writer of a temporary file or folder is dead, and keep others from it
+    meanwhile.
 
-    No writer makes a link or a special file, so those are never ours. Where the file system locks no folders (NFS), nothing is shown to
-    be dead.
+    No writer makes a link or a special file, so those are never ours. Where the file system locks
+    no folders (NFS), nothing is shown to be dead.
     """
     import fcntl
 
@@ -350,7 +333,9 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _swap_by_renames(beside: Path, path: Path) -> None:
-    """Swap where names cannot be exchanged; the old folder is locked while it is nowhere to be found under its own name."""
+    """Swap where names cannot be exchanged; the old folder is locked while it is nowhere to be
+    found under its own name.
+    """
     import fcntl
 
     old = beside.with_name(f"{beside.name}.old")
@@ -383,5 +368,6 @@ def _move_away(path: Path, old: Path) -> None:
         path.rename(old)
     except OSError as error:
         raise WorkFailed(
-            f"{path} cannot be replaced: this file system does not move the folder ({error.strerror}); write to another folder"
+            f"{path} cannot be replaced: this file system does not move the folder"
+            f" ({error.strerror}); write to another folder"
         ) from error

@@ -1,4 +1,6 @@
-"""The lines of evaluation files: JSONL and judgments, plain or gzip, refused with file and line where they are damaged."""
+"""The lines of evaluation files: JSONL and judgments, plain or gzip, refused with file and line
+where they are damaged.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,9 @@ Item = TypeVar("Item")
 def rows(path: Path, texts: Sequence[str], notes: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSONL file; rows with an empty text are left out and noted.
 
-    Args:
-        texts: Keys that must hold texts.
-
-    Yields:
-        Each row, with its line number under `#`.
-
-    Raises:
-        BadInput: If the file cannot be read, a line is no JSON object or lacks a text, or no row is left.
+    `texts`: keys that must hold texts. Yields each row, with its line number under `#`. Raises
+    BadInput if the file cannot be read, a line is no JSON object or lacks a text, or no row is
+    left.
     """
     empty = []
     count = 0
@@ -51,7 +48,8 @@ def rows(path: Path, texts: Sequence[str], notes: list[str]) -> Iterator[dict[st
         raise BadInput(f"{path} has no rows with text; it needs one JSON object a line")
     if empty:
         notes.append(
-            f"{len(empty)} rows of {path.name} have an empty text and are left out: {listing(empty)}"
+            f"{len(empty)} rows of {path.name} have an empty text and are left out:"
+            f" {listing(empty)}"
         )
 
 
@@ -61,17 +59,12 @@ def first_row(path: Path) -> dict[str, Any]:
 
 
 def texts_by_id(path: Path, notes: list[str]) -> dict[str, str]:
-    """Read a corpus or queries file: id to text, the title before it where there is one, as mteb joins them.
+    """Read a corpus or queries file: id to text, the title before it where there is one, as mteb
+    joins them.
 
-    Args:
-        path: A file of `{"_id", "title"?, "text"}`.
-        notes: Takes a sentence about empty texts, which are left out.
-
-    Returns:
-        Id to text, in the order of the file.
-
-    Raises:
-        BadInput: If a row is damaged or an id stands for two different texts.
+    `path`: a file of `{"_id", "title"?, "text"}`. `notes`: takes a sentence about empty texts,
+    which are left out. Returns id to text, in the order of the file. Raises BadInput if a row is
+    damaged or an id stands for two different texts.
     """
     result: dict[str, str] = {}
     repeated = 0
@@ -97,11 +90,8 @@ def texts_by_id(path: Path, notes: list[str]) -> dict[str, str]:
 def judgments(path: Path) -> Iterator[tuple[int, str, str, int]]:
     """Yield the lines of a qrels file.
 
-    Args:
-        path: Query id, document id and relevance separated by tabs, with a header.
-
-    Raises:
-        BadInput: If a line has another form.
+    `path`: query id, document id and relevance separated by tabs, with a header. Raises BadInput if
+    a line has another form.
     """
     with opened(path) as stream:
         for number, line in enumerate(stream, 1):
@@ -114,17 +104,18 @@ def judgments(path: Path) -> Iterator[tuple[int, str, str, int]]:
                 refuse(
                     path,
                     number,
-                    f"{line.strip()!r} is not query-id, corpus-id and a whole-number score, separated by tabs",
+                    f"{line.strip()!r} is not query-id, corpus-id and a whole-number score,"
+                    " separated by tabs",
                 )
             yield number, query, document, relevance
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[TextIO]:
-    """Open a text file for reading, through gzip where its name ends in .gz; lines end at a line feed only.
+    """Open a text file for reading, through gzip where its name ends in .gz; lines end at a line
+    feed only.
 
-    Raises:
-        BadInput: If it is missing, no gzip file or no UTF-8.
+    Raises BadInput if it is missing, no gzip file or no UTF-8.
     """
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
@@ -132,28 +123,18 @@ def opened(path: Path) -> Iterator[TextIO]:
             yield stream
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise BadInput(
-            f"{path} cannot be read ({error}); give a whole UTF-8 file, gzip if its name ends in .gz"
+            f"{path} cannot be read ({error}); give a whole UTF-8 file, gzip if its name ends"
+            " in .gz"
         ) from None
 
 
 def refuse(path: Path, line: int, fault: str) -> NoReturn:
-    """Refuse a line.
-
-    Args:
-        line: Its number, from 1.
-
-    Raises:
-        BadInput: Always.
-    """
+    """Refuse a line. `line`: its number, from 1. Raises BadInput always."""
     raise BadInput(f"{path}:{line}: {fault}; correct or remove the line")
 
 
 def sample(items: list[Item], limit: int | None, seed: int) -> list[Item]:
-    """Keep at most so many items, in their order.
-
-    Args:
-        limit: How many to keep; None keeps all.
-    """
+    """Keep at most so many items, in their order. `limit`: how many to keep; None keeps all."""
     if limit is None or len(items) <= limit:
         return items
     return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), limit))]

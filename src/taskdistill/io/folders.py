@@ -1,4 +1,6 @@
-"""Folders that are old or new, never half: written beside, synced, renamed, with a manifest last."""
+"""Folders that are old or new, never half: written beside, synced, renamed, with a
+manifest last.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +60,8 @@ def _versions() -> dict[str, str]:
 def file_table(folder: Path, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
     """Hash files of a folder.
 
-    Args:
-        names: Files, relative to it; None for every file below it but its manifest.
-
-    Returns:
-        Relative path to `{"bytes": int, "sha256": str}`, sorted by path.
+    `names`: files, relative to it; None for every file below it but its manifest. Returns relative
+    path to `{"bytes": int, "sha256": str}`, sorted by path.
     """
     if names is None:
         files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
@@ -85,19 +84,12 @@ def write_folder(
 ) -> Iterator[Path]:
     """Give a temporary folder to fill; on success seal it with a manifest and move it into place.
 
-    Nothing appears at `path` if the block raises. A folder that replaces another takes over what that one holds beside the files of its
-    manifest: nobody's notes are lost.
-
-    Args:
-        path: Where the folder shall appear.
-        kind: What it is, such as `model` or `teacher-store`.
-        replace: Whether a folder of the same kind is replaced; otherwise it is an error.
-
-    Yields:
-        The temporary folder, on the same file system.
-
-    Raises:
-        BadInput: If what is at `path` may not be replaced, or there can be no folder.
+    Nothing appears at `path` if the block raises. A folder that replaces another takes over what
+    that one holds beside the files of its manifest: nobody's notes are lost. `path`: where the
+    folder shall appear. `kind`: what it is, such as `model` or `teacher-store`. `replace`: whether
+    a folder of the same kind is replaced; otherwise it is an error. Yields the temporary folder, on
+    the same file system. Raises BadInput if what is at `path` may not be replaced, or there can be
+    no folder.
     """
     check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,23 +105,25 @@ def write_folder(
             name for name in taken if not ((path / name).is_dir() and (beside / name).is_dir())
         ]:
             raise BadInput(
-                f"{path / in_the_way[0]} is not of this folder, and a new file takes its name; move it away and run this again"
+                f"{path / in_the_way[0]} is not of this folder, and a new file takes its name; move"
+                " it away and run this again"
             )
         _carry(path, beside, listed)
         try:
             swap_in(beside, path, replace=bool(listed))
         except FileExistsError:
             raise BadInput(
-                f"{path} was made by another process meanwhile; give another folder or remove it first"
+                f"{path} was made by another process meanwhile; give another folder or remove it"
+                " first"
             ) from None
         _carry(beside, path, listed)  # what was put in since
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder that `write_folder` wrote: the files of its manifest, then the manifest, then what is empty.
+    """Remove a folder that `write_folder` wrote: the files of its manifest, then the manifest, then
+    what is empty.
 
-    Args:
-        path: The folder. What its manifest does not list stays, and without a manifest all of it.
+    `path`: the folder. What its manifest does not list stays, and without a manifest all of it.
     """
     try:
         listed = _replaceable(path, None, True)
@@ -146,7 +140,9 @@ def remove_folder(path: Path) -> None:
 
 
 def _replaceable(path: Path, kind: str | None, replace: bool) -> list[str]:
-    """List the files of a folder that the program wrote, its manifest last, or say why it is not replaced."""
+    """List the files of a folder that the program wrote, its manifest last, or say why it is not
+    replaced.
+    """
     if not os.path.lexists(path):
         return []
     if not replace:
@@ -159,7 +155,8 @@ def _replaceable(path: Path, kind: str | None, replace: bool) -> list[str]:
         return []
     if not (path / MANIFEST).is_file():
         raise BadInput(
-            f"{path} has no {MANIFEST}, so it is not replaced; give another folder, or move this one away"
+            f"{path} has no {MANIFEST}, so it is not replaced; give another folder, or move this"
+            " one away"
         )
     names = read_manifest(path, kind)["files"]
     check_writable(*folders_of(path, names))
@@ -170,7 +167,9 @@ def _replaceable(path: Path, kind: str | None, replace: bool) -> list[str]:
 
 
 def _carry(old: Path, new: Path, listed: Collection[str]) -> None:
-    """Put what a folder holds beside its listed files into its successor too, where it is not there yet."""
+    """Put what a folder holds beside its listed files into its successor too, where it is not there
+    yet.
+    """
     created: list[Path] = []
     for name in unlisted(old, listed):
         source, target = old / name, new / name
@@ -195,7 +194,9 @@ def _carry(old: Path, new: Path, listed: Collection[str]) -> None:
 
 
 def _share_mode(folder: Path) -> None:
-    """Let the files be read by whoever may read the folder: some libraries write for their user alone."""
+    """Let the files be read by whoever may read the folder: some libraries write for their user
+    alone.
+    """
     needed = folder.stat().st_mode & 0o666
     for here, _, files in os.walk(folder):
         for name in files:
@@ -214,8 +215,7 @@ def seal(
 ) -> dict[str, Any]:
     """Sync every file of a folder and write its manifest last.
 
-    Args:
-        names: Its files, relative to it; None for every file that is there.
+    `names`: its files, relative to it; None for every file that is there.
     """
     files = file_table(folder, names)
     for name in files:
@@ -239,15 +239,10 @@ def read_manifest(
 ) -> dict[str, Any]:
     """Read a folder's manifest and check its hash, kind and format version.
 
-    Args:
-        kind: The kind it must have, or None for any.
-        always_sealed: Whether no folder of this kind was ever written without the hash of its manifest.
-
-    Returns:
-        The manifest, without the hash of itself.
-
-    Raises:
-        BadInput: If the folder or manifest is missing, damaged, of another kind or of a newer format.
+    `kind`: the kind it must have, or None for any. `always_sealed`: whether no folder of this kind
+    was ever written without the hash of its manifest. Returns the manifest, without the hash of
+    itself. Raises BadInput if the folder or manifest is missing, damaged, of another kind or of a
+    newer format.
     """
     path, advice = folder / MANIFEST, "copy or make the folder again"
     if not folder.is_dir() and not (restore(folder) and folder.is_dir()):
@@ -256,7 +251,8 @@ def read_manifest(
         )
     if not path.is_file():
         raise BadInput(
-            f"{folder} has no {MANIFEST}: it is not a {kind or 'taskdistill'} folder, or it was only half copied; {advice}"
+            f"{folder} has no {MANIFEST}: it is not a {kind or 'taskdistill'} folder, or it was"
+            f" only half copied; {advice}"
         )
     manifest, sealed = parse_sealed(path, path.read_bytes(), advice)
     if not isinstance(manifest, dict):
@@ -270,7 +266,8 @@ def read_manifest(
         or manifest["format_version"] > FORMAT_VERSION
     ):
         raise BadInput(
-            f"{folder} has format version {manifest.get('format_version')!r}, this version reads up to {FORMAT_VERSION}; upgrade taskdistill"
+            f"{folder} has format version {manifest.get('format_version')!r}, this version reads up"
+            f" to {FORMAT_VERSION}; upgrade taskdistill"
         )
     if always_sealed and not sealed:
         raise BadInput(f"{path} is damaged: it does not end with its SHA-256; {advice}")
@@ -283,8 +280,7 @@ def read_manifest(
 def check_folder(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """Compare a folder's files with its manifest.
 
-    Returns:
-        One sentence a fault; empty if every listed file is there with the same bytes.
+    Returns one sentence a fault; empty if every listed file is there with the same bytes.
     """
     files = manifest.get("files", {})
     if not isinstance(files, dict):
@@ -295,8 +291,7 @@ def check_folder(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 def file_fault(folder: Path, name: str, entry: Any) -> str | None:
     """Compare one file with its entry in the manifest.
 
-    Returns:
-        What is wrong, beginning with the file's name; None if it is there with the same bytes.
+    Returns what is wrong, beginning with the file's name; None if it is there with the same bytes.
     """
     if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
         return f"{name}: the manifest does not say its size and SHA-256"
@@ -319,10 +314,10 @@ DATA_KINDS = ("data", "mined")
 
 
 def check_listed(path: Path) -> None:
-    """Compare a file of rows with the manifest of the data folder that it lies in; a file that none lists is taken as it is.
+    """Compare a file of rows with the manifest of the data folder that it lies in; a file that none
+    lists is taken as it is.
 
-    Raises:
-        BadInput: If it is not the file that was written.
+    Raises BadInput if it is not the file that was written.
     """
     for folder in list(path.parents)[:3]:
         if not (folder / MANIFEST).is_file():
@@ -334,19 +329,16 @@ def check_listed(path: Path) -> None:
             and (fault := file_fault(folder, name, manifest["files"][name]))
         ):
             raise BadInput(
-                f"{folder} is damaged: {fault}; make or copy it again, or remove its {MANIFEST} if you changed the file and want it so"
+                f"{folder} is damaged: {fault}; make or copy it again, or remove its {MANIFEST} if"
+                " you changed the file and want it so"
             )
 
 
 def open_folder(folder: Path, kind: str, advice: str) -> dict[str, Any]:
     """Read a folder's manifest and compare every file with it.
 
-    Args:
-        kind: The kind it must have.
-        advice: What to do where it is damaged.
-
-    Raises:
-        BadInput: As `read_manifest`, and if a file is missing or other than it was written.
+    `kind`: the kind it must have. `advice`: what to do where it is damaged. Raises BadInput as
+    `read_manifest`, and if a file is missing or other than it was written.
     """
     manifest = read_manifest(folder, kind)
     if faults := check_folder(folder, manifest):
@@ -362,28 +354,27 @@ def require_same(
 ) -> None:
     """Refuse a folder that was made from something else.
 
-    Args:
-        needed: Field to the value that it must have.
-
-    Raises:
-        BadInput: Naming the first field that differs, and both values.
+    `needed`: field to the value that it must have. Raises BadInput naming the first field that
+    differs, and both values.
     """
     for key, value in needed.items():
         if manifest.get(key) != value:
             raise BadInput(
-                f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; {advice}"
+                f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r};"
+                f" {advice}"
             )
 
 
 def require_field(folder: Path, manifest: Mapping[str, Any], name: str, kind: type[Value]) -> Value:
-    """Read a field that a manifest must have; those of the time before manifests had a hash may lack it.
+    """Read a field that a manifest must have; those of the time before manifests had a hash may
+    lack it.
 
-    Raises:
-        BadInput: If it is missing or of another type.
+    Raises BadInput if it is missing or of another type.
     """
     value = manifest.get(name)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise BadInput(
-            f"{folder / MANIFEST}: {name} is {value!r}, needs {kind.__name__}; copy or make the folder again"
+            f"{folder / MANIFEST}: {name} is {value!r}, needs {kind.__name__}; copy or make the"
+            " folder again"
         )
     return value

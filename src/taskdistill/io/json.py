@@ -1,7 +1,8 @@
-"""One JSON value from one text, strictly and in time linear in the text: what other readers let pass and nobody can use is refused.
+"""One JSON value from one text, strictly and in time linear in the text: what other readers let
+pass and nobody can use is refused.
 
-The size of a text is bounded by whoever reads it; its nesting, its elements and the digits of its numbers are bounded here, before
-any of them is made into an object.
+The size of a text is bounded by whoever reads it; its nesting, its elements and the digits of its
+numbers are bounded here, before any of them is made into an object.
 """
 
 from __future__ import annotations
@@ -42,14 +43,12 @@ _BRACKETS = _Keep({ord(each): ord(each) for each in _STEPS})
 
 
 class JsonError(ValueError):
-    """Why a text is no usable JSON: a reason shared by all such texts and what is particular to this one."""
+    """Why a text is no usable JSON: a reason shared by all such texts and what is particular to
+    this one.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        """Say what is wrong.
-
-        Args:
-            reason: The same words for every such text.
-        """
+        """Say what is wrong. `reason`: the same words for every such text."""
         super().__init__(f"{reason} ({detail})" if detail else reason)
         self.reason = reason
         self.detail = detail
@@ -60,13 +59,10 @@ def read_object(
 ) -> dict[str, Any]:
     """Parse one JSON object.
 
-    Args:
-        max_elements: Most elements of lists and fields of objects.
-        constants: Whether NaN and infinity, which some programs write, are read as what they mean.
-
-    Raises:
-        JsonFault: If it is no JSON, no object, names a key twice, holds NaN, infinity or a number beyond all bounds, is nested
-            too deeply, or has too many elements.
+    `max_elements`: most elements of lists and fields of objects. `constants`: whether NaN and
+    infinity, which some programs write, are read as what they mean. Raises JsonFault if it is no
+    JSON, no object, names a key twice, holds NaN, infinity or a number beyond all bounds, is nested
+    too deeply, or has too many elements.
     """
     value = read_value(text, max_elements=max_elements, constants=constants)
     if not isinstance(value, dict):
@@ -77,12 +73,9 @@ def read_object(
 def read_value(text: str, *, max_elements: int = MAX_ELEMENTS, constants: bool = False) -> Any:
     """Parse one JSON value of any kind.
 
-    Args:
-        max_elements: Most elements of lists and fields of objects.
-        constants: Whether NaN and infinity, which some programs write, are read as what they mean.
-
-    Raises:
-        JsonFault: As `read_object`, but for the kind of the value.
+    `max_elements`: most elements of lists and fields of objects. `constants`: whether NaN and
+    infinity, which some programs write, are read as what they mean. Raises JsonFault as
+    `read_object`, but for the kind of the value.
     """
     check_shape(text, max_elements=max_elements)
     try:
@@ -98,14 +91,11 @@ def read_value(text: str, *, max_elements: int = MAX_ELEMENTS, constants: bool =
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file that must be a plain one: a pipe would wait for its writer for ever, a device need not end.
+    """Open a file that must be a plain one: a pipe would wait for its writer for ever, a device
+    need not end.
 
-    Args:
-        path: The file; a link to a plain file is followed.
-
-    Raises:
-        BadInput: If it is a pipe, a device, a socket or a folder.
-        OSError: If it is missing or may not be read.
+    `path`: the file; a link to a plain file is followed. Raises BadInput if it is a pipe, a device,
+    a socket or a folder. Raises OSError if it is missing or may not be read.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -126,9 +116,8 @@ def _no_file(path: Path) -> BadInput:
 def read_file(path: Path) -> Any:
     """Read a JSON file strictly.
 
-    Raises:
-        BadInput: Naming the file, if it is no plain file, too large, not UTF-8 or no strict JSON.
-        OSError: If it is missing or may not be read.
+    Raises BadInput naming the file, if it is no plain file, too large, not UTF-8 or no strict JSON.
+    Raises OSError if it is missing or may not be read.
     """
     with open_regular(path) as stream:
         data = stream.read(MAX_FILE_BYTES + 1)
@@ -147,9 +136,8 @@ def read_file(path: Path) -> Any:
 def read_object_file(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds one object, strictly.
 
-    Raises:
-        BadInput: As `read_file`, or if it holds something else.
-        OSError: If it is missing or may not be read.
+    Raises BadInput as `read_file`, or if it holds something else. Raises OSError if it is missing
+    or may not be read.
     """
     value = read_file(path)
     if not isinstance(value, dict):
@@ -160,16 +148,12 @@ def read_object_file(path: Path) -> dict[str, Any]:
 
 
 def check_shape(text: str, *, max_elements: int = MAX_ELEMENTS) -> None:
-    """Bound what a text would become, without making it: brackets and commas outside of strings are counted.
+    """Bound what a text would become, without making it: brackets and commas outside of strings are
+    counted.
 
-    Every step is one pass of a string method over the text.
-
-    Args:
-        text: What may be JSON.
-        max_elements: Most elements of lists and fields of objects.
-
-    Raises:
-        JsonFault: If it is nested too deeply or has too many elements.
+    Every step is one pass of a string method over the text. `text`: what may be JSON.
+    `max_elements`: most elements of lists and fields of objects. Raises JsonFault if it is nested
+    too deeply or has too many elements.
     """
     opened, separated = text.count("[") + text.count("{"), text.count(",")
     if opened <= MAX_DEPTH and opened + separated <= max_elements:

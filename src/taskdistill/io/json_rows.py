@@ -1,4 +1,6 @@
-"""One JSON object from one line, strictly: what JSON lets pass and an index cannot hold is an error with a reason."""
+"""One JSON object from one line, strictly: what JSON lets pass and an index cannot hold is an error
+with a reason.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,8 @@ MAX_BYTES = 64 << 20
 def parse_line(line: bytes) -> dict[str, Any]:
     """Parse one line of a JSONL file.
 
-    Args:
-        line: UTF-8 bytes, with or without a line end.
-
-    Raises:
-        ValueError: With a reason for people: not UTF-8, not an object, a repeated key, NaN or infinity, too deep, too long.
+    `line`: UTF-8 bytes, with or without a line end. Raises ValueError with a reason for people: not
+    UTF-8, not an object, a repeated key, NaN or infinity, too deep, too long.
     """
     if len(line) > MAX_BYTES:
         raise ValueError(f"the line is longer than {MAX_BYTES >> 20} MiB")
@@ -30,11 +29,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
 def check_text(text: str) -> str:
     """Refuse what no tokenizer or file can hold.
 
-    Returns:
-        The same text.
-
-    Raises:
-        ValueError: If it holds a lone surrogate or a NUL character.
+    Returns the same text. Raises ValueError if it holds a lone surrogate or a NUL character.
     """
     try:
         text.encode()

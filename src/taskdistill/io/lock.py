@@ -1,7 +1,7 @@
 """One writer at a time: a lock that the system releases when its holder dies.
 
-A lock file holds `PID HOST` from the moment it has its name, so that whatever else lies under the name is somebody's own file: it is
-neither written to nor removed.
+A lock file holds `PID HOST` from the moment it has its name, so that whatever else lies under the
+name is somebody's own file: it is neither written to nor removed.
 """
 
 from __future__ import annotations
@@ -22,23 +22,20 @@ _LONGEST = 300
 """Bytes of a lock file, at most."""
 
 _ATTEMPTS = 50
-"""Looks at an empty lock file: where a file cannot be made before it is named, its writer fills it a moment later."""
+"""Looks at an empty lock file: where a file cannot be made before it is named, its writer fills it
+a moment later.
+"""
 
 
 @contextmanager
 def writer_lock(path: Path) -> Iterator[list[str]]:
     """Hold a lock file that names the process and the host that write.
 
-    The file is locked through the system (flock), so a dead writer on this host holds nothing,
-    even if its process number was given to another process since. A file left by another host
-    proves nothing and is respected.
-
-    Args:
-        path: The lock file; its folder must exist.
-
-    Raises:
-        BadInput: If something else lies under the name: a link, a folder, a file with other content.
-        WorkFailed: If another process writes, or another host may.
+    The file is locked through the system (flock), so a dead writer on this host holds nothing, even
+    if its process number was given to another process since. A file left by another host proves
+    nothing and is respected. `path`: the lock file; its folder must exist. Raises BadInput if
+    something else lies under the name: a link, a folder, a file with other content. Raises
+    WorkFailed if another process writes, or another host may.
     """
     handle, notes = _acquire(path)
     try:
@@ -95,7 +92,9 @@ def _acquire(path: Path) -> tuple[int, list[str]]:
 
 
 def _create(path: Path) -> int | None:
-    """Make the lock file, locked and with its content, before it has its name; None if the name is taken."""
+    """Make the lock file, locked and with its content, before it has its name; None if the name is
+    taken.
+    """
     content = f"{os.getpid()} {socket.gethostname()}".encode()
     handle = _unnamed(path.parent)
     if handle is not None:
@@ -157,7 +156,8 @@ def _lock(handle: int, path: Path) -> None:
     except BlockingIOError:
         holder = _read(handle)
         raise WorkFailed(
-            f"{path} is held by {_spell(holder)}; wait until it has finished, then run this command again"
+            f"{path} is held by {_spell(holder)}; wait until it has finished, then run this command"
+            " again"
         ) from None
 
 
@@ -192,7 +192,9 @@ def _spell(holder: str) -> str:
 
 
 def _is_current(handle: int, path: Path) -> bool:
-    """Whether the locked file is still the one at the path: its former holder may have removed it meanwhile."""
+    """Whether the locked file is still the one at the path: its former holder may have removed it
+    meanwhile.
+    """
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
     except FileNotFoundError:
@@ -203,7 +205,8 @@ def _take_over(holder: str, path: Path) -> list[str]:
     host = holder.strip().partition(" ")[2]
     if host != socket.gethostname():
         raise WorkFailed(
-            f"{path} was left by {_spell(holder)}, which may still write; this is {socket.gethostname()}: "
-            f"if that process is gone, remove the file and run this command again"
+            f"{path} was left by {_spell(holder)}, which may still write; this is"
+            f" {socket.gethostname()}: if that process is gone, remove the file and run this"
+            " command again"
         )
     return [f"took over the lock of {_spell(holder)}, which ended without removing it"]

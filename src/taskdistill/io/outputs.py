@@ -1,8 +1,10 @@
-"""Where a command may write: what lies there already stays, unless an earlier run of the program wrote it.
+"""Where a command may write: what lies there already stays, unless an earlier run of the program
+wrote it.
 
-A folder is the program's by its manifest, a file by its form: a JSON result names the program under `created_by` or `versions`, a
-report and a picture name it as their generator, a file of vectors begins as our writers begin one. Everything is decided before a
-command does anything, and once more at the moment of writing.
+A folder is the program's by its manifest, a file by its form: a JSON result names the program under
+`created_by` or `versions`, a report and a picture name it as their generator, a file of vectors
+begins as our writers begin one. Everything is decided before a command does anything, and once more
+at the moment of writing.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ GENERATOR = '<meta name="generator" content="taskdistill">'
 _EARLIER_REPORT = b'<p class="eyebrow">taskdistill report</p>'
 _HEAD = 65_536
 _STATE = (MANIFEST, "journal.json", "job.json", "log.jsonl", "recipe.yaml", "lock")
-"""Files in folders of the program that it reads again; a result under such a name would be taken for them."""
+"""Files in folders of the program that it reads again; a result under such a name would be taken
+for them.
+"""
 
 IsOurs = Callable[[BinaryIO], bool]
 """Says of a file, open at its beginning, whether the program wrote it."""
@@ -50,7 +54,9 @@ def is_result(file: BinaryIO) -> bool:
 
 
 def is_list_of(*fields: str) -> IsOurs:
-    """Make what says whether a file is a list of objects that a command wrote; an empty list is ours only as we write one."""
+    """Make what says whether a file is a list of objects that a command wrote; an empty list is
+    ours only as we write one.
+    """
 
     def known(file: BinaryIO) -> bool:
         value = _read_json(file)
@@ -73,8 +79,8 @@ def is_report(file: BinaryIO) -> bool:
 def is_log(file: BinaryIO) -> bool:
     """Say whether a file is the log of a run.
 
-    Returns:
-        Whether it is empty or its first line is a record of a run: with a checksum, or as older versions wrote it.
+    Returns whether it is empty or its first line is a record of a run: with a checksum, or as older
+    versions wrote it.
     """
     first = file.readline(_HEAD)
     try:
@@ -98,11 +104,8 @@ FORMS: Mapping[str, IsOurs] = {".json": is_result, ".html": is_report}
 def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
     """Refuse a path at which a file cannot be written without taking somebody's place.
 
-    Args:
-        is_ours: What is recognised as written by an earlier run; None for what its ending says.
-
-    Raises:
-        BadInput: If something is there that the program did not write.
+    `is_ours`: what is recognised as written by an earlier run; None for what its ending says.
+    Raises BadInput if something is there that the program did not write.
     """
     if path.name == MANIFEST:
         raise BadInput(f"{path} is the name of a folder's manifest; give another path")
@@ -124,7 +127,8 @@ def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
         recognized = known is not None and known(stream)
     if not recognized:
         raise BadInput(
-            f"{path} is there and was not written by an earlier run of this command; it stays as it is: give another path, or move it"
+            f"{path} is there and was not written by an earlier run of this command; it stays as it"
+            " is: give another path, or move it"
         )
     if (owner := _listed_by(path)) is not None:
         raise BadInput(
@@ -136,12 +140,9 @@ def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
 def check_result(path: Path, is_ours: IsOurs, out: Path | None) -> None:
     """Refuse a path for the JSON result of a command, before the command does anything.
 
-    Args:
-        out: The folder that the command writes, if it writes one. In other folders of the program no result is written over: each is
-            of the command that made the folder.
-
-    Raises:
-        BadInput: If something is there that the command did not write, or that a folder of the program needs.
+    `out`: the folder that the command writes, if it writes one. In other folders of the program no
+    result is written over: each is of the command that made the folder. Raises BadInput if
+    something is there that the command did not write, or that a folder of the program needs.
     """
     check_output(path, is_ours)
     inside, out_folder = path.resolve().parent, None if out is None else out.resolve()
@@ -155,7 +156,8 @@ def check_result(path: Path, is_ours: IsOurs, out: Path | None) -> None:
         )
     if inside != out_folder and os.path.lexists(path):
         raise BadInput(
-            f"{path} is a result of the folder {path.parent}, which another command wrote; give another path"
+            f"{path} is a result of the folder {path.parent}, which another command wrote; give"
+            " another path"
         )
 
 
@@ -171,11 +173,7 @@ def _listed_by(path: Path) -> Path | None:
 
 
 def check_parent(path: Path) -> None:
-    """Refuse a path whose folder is missing.
-
-    Raises:
-        BadInput: If there is no such folder.
-    """
+    """Refuse a path whose folder is missing. Raises BadInput if there is no such folder."""
     if not path.parent.is_dir():
         raise BadInput(
             f"{path.parent} is no folder; make it first, or give another path than {path}"
@@ -184,13 +182,11 @@ def check_parent(path: Path) -> None:
 
 @contextmanager
 def output(path: Path, is_ours: IsOurs | None = None) -> Iterator[Path]:
-    """Give a temporary file to write; on success it takes its place, if that is still nobody else's.
+    """Give a temporary file to write; on success it takes its place, if that is still nobody
+    else's.
 
-    Yields:
-        An empty file beside it.
-
-    Raises:
-        BadInput: If something is there that the program did not write.
+    Yields an empty file beside it. Raises BadInput if something is there that the program did not
+    write.
     """
     check_output(path, is_ours)
     remove_stale(path)
@@ -202,11 +198,8 @@ def output(path: Path, is_ours: IsOurs | None = None) -> Iterator[Path]:
 def write_output(path: Path, data: bytes | str, is_ours: IsOurs | None = None) -> None:
     """Write a file whole, if its place is nobody else's.
 
-    Args:
-        data: Bytes, or text that is written as UTF-8.
-
-    Raises:
-        BadInput: If something is there that the program did not write.
+    `data`: bytes, or text that is written as UTF-8. Raises BadInput if something is there that the
+    program did not write.
     """
     check_output(path, is_ours)
     remove_stale(path)
@@ -216,10 +209,10 @@ def write_output(path: Path, data: bytes | str, is_ours: IsOurs | None = None) -
 def write_result(
     path: Path, value: Mapping[str, Any] | Sequence[Mapping[str, Any]], is_ours: IsOurs = is_result
 ) -> None:
-    """Write the result of a command as JSON; an object names the program, so that the next run may write over it.
+    """Write the result of a command as JSON; an object names the program, so that the next run may
+    write over it.
 
-    Raises:
-        BadInput: If something is there that the program did not write.
+    Raises BadInput if something is there that the program did not write.
     """
     check_parent(path)
     if isinstance(value, Mapping) and not {"versions", "created_by"} & value.keys():
@@ -230,12 +223,8 @@ def write_result(
 def copy_result(source: Path, path: Path) -> None:
     """Write the result file of a command a second time.
 
-    Args:
-        source: Where the command wrote it.
-        path: Where else it shall be.
-
-    Raises:
-        BadInput: If something is there that the program did not write.
+    `source`: where the command wrote it. `path`: where else it shall be. Raises BadInput if
+    something is there that the program did not write.
     """
     check_parent(path)
     write_output(path, source.read_bytes(), is_result)
@@ -250,13 +239,12 @@ def claim(
     folders: Mapping[str, str] | None = None,
     parts: Sequence[str] = (),
 ) -> None:
-    """Take a folder into which a command writes over several runs, or refuse it before anything in it is touched.
+    """Take a folder into which a command writes over several runs, or refuse it before anything in
+    it is touched.
 
-    Args:
-        earlier: Whether a folder without a manifest was written by a version that gave it none.
-
-    Raises:
-        BadInput: If it holds somebody's files and is not of this kind, one of these names is somebody's, or it is write-protected.
+    `earlier`: whether a folder without a manifest was written by a version that gave it none.
+    Raises BadInput if it holds somebody's files and is not of this kind, one of these names is
+    somebody's, or it is write-protected.
     """
     check_claim(path, kind, earlier=earlier, files=files, folders=folders, parts=parts)
     path.mkdir(parents=True, exist_ok=True)
@@ -274,11 +262,7 @@ def check_claim(
     folders: Mapping[str, str] | None = None,
     parts: Sequence[str] = (),
 ) -> None:
-    """Do what `claim` does but for taking the folder.
-
-    Raises:
-        BadInput: See `claim`.
-    """
+    """Do what `claim` does but for taking the folder. Raises BadInput see `claim`."""
     if not os.path.lexists(path):
         check_place(path)
         return
@@ -288,7 +272,8 @@ def check_claim(
         read_manifest(path, kind)
     elif (others := foreign_names(path)) and not earlier(path):
         raise BadInput(
-            f"{path} is not empty ({others[0]} lies in it) and was not written by this command; give another --out"
+            f"{path} is not empty ({others[0]} lies in it) and was not written by this command;"
+            " give another --out"
         )
     check_writable(path, path / MANIFEST, *(path / name for name in parts))
     for name, is_ours in (
@@ -310,11 +295,8 @@ def foreign_names(path: Path, first: str = MANIFEST) -> list[str]:
 def check_replaceable(path: Path, kind: str, *, replaces: bool = True) -> None:
     """Refuse a path at which a folder of a kind will be written, if something else is there.
 
-    Args:
-        replaces: Whether a folder of this kind that is there will be replaced; otherwise it is read only.
-
-    Raises:
-        BadInput: If something else is there, or it is write-protected.
+    `replaces`: whether a folder of this kind that is there will be replaced; otherwise it is read
+    only. Raises BadInput if something else is there, or it is write-protected.
     """
     if not os.path.lexists(path):
         check_place(path)
@@ -339,8 +321,7 @@ def check_replaceable(path: Path, kind: str, *, replaces: bool = True) -> None:
 def remove_names(folder: Path, names: Sequence[str]) -> None:
     """Remove plain files of known names from a folder, and the folder if nothing is left in it.
 
-    Args:
-        folder: The folder; a link is left as it is.
+    `folder`: the folder; a link is left as it is.
     """
     if folder.is_symlink() or not folder.is_dir():
         return

@@ -1,4 +1,6 @@
-"""Whether this process may write at a place and replace what is there, decided before any work; and what a disk that fails later says."""
+"""Whether this process may write at a place and replace what is there, decided before any work; and
+what a disk that fails later says.
+"""
 
 from __future__ import annotations
 
@@ -28,42 +30,38 @@ _IN_PART = re.compile(r"\d+ requested and \d+ written")
 
 
 def check_writable(*places: Path, purpose: Path | None = None) -> None:
-    """Refuse files and folders that this process may not write to, before anything is computed for them.
+    """Refuse files and folders that this process may not write to, before anything is computed for
+    them.
 
-    Permissions can change and disks fill up, so a writer may still fail later; that is `WorkFailed`.
-
-    Args:
-        *places: Files to be replaced or extended, and folders in which names are made or removed. One that is missing, or a link to
-            nothing, is passed over.
-        purpose: What shall be made in the places, for the error; None if it is the place itself.
-
-    Raises:
-        BadInput: Naming the first place that is write-protected, and why.
+    Permissions can change and disks fill up, so a writer may still fail later; that is
+    `WorkFailed`. `*places`: files to be replaced or extended, and folders in which names are made
+    or removed. One that is missing, or a link to nothing, is passed over. `purpose`: what shall be
+    made in the places, for the error; None if it is the place itself. Raises BadInput naming the
+    first place that is write-protected, and why.
     """
     for place in places:
         if (reason := _protection(place)) is not None:
             target = "" if purpose is None else f", so {purpose} cannot be made in it"
             raise BadInput(
-                f"{place} is write-protected ({reason}){target}; make it writable for this user, or give another path"
+                f"{place} is write-protected ({reason}){target}; make it writable for this user, or"
+                " give another path"
             )
 
 
 def check_replacing(path: Path) -> None:
-    """Refuse a file or folder that is there and that this process may not replace, as `check_writable` does.
+    """Refuse a file or folder that is there and that this process may not replace, as
+    `check_writable` does.
 
-    Args:
-        path: The file or folder. A new one is made beside it and takes its name.
-
-    Raises:
-        BadInput: Naming what is write-protected, and why.
+    `path`: the file or folder. A new one is made beside it and takes its name. Raises BadInput
+    naming what is write-protected, and why.
     """
     check_writable(path.parent, purpose=path)
     check_writable(path)
     above, status = path.parent.stat(), path.lstat()
     if above.st_mode & stat.S_ISVTX and os.geteuid() not in (0, status.st_uid, above.st_uid):
         raise BadInput(
-            f"{path} belongs to user {status.st_uid}, and in {path.parent} only the owner of a file replaces it (sticky bit); "
-            "give another path"
+            f"{path} belongs to user {status.st_uid}, and in {path.parent} only the owner of a file"
+            " replaces it (sticky bit); give another path"
         )
 
 
@@ -74,7 +72,8 @@ def _protection(place: Path) -> str | None:
     except OSError:
         return None
     needed = os.W_OK | os.X_OK if stat.S_ISDIR(status.st_mode) else os.W_OK
-    # The effective user is the one that writes. A read-only file system and an immutable file answer here too, also to root.
+    # The effective user is the one that writes. A read-only file system and an immutable file
+    # answer here too, also to root.
     if os.access(place, needed, effective_ids=os.access in os.supports_effective_ids):
         return None
     if os.statvfs(place).f_flag & os.ST_RDONLY:
@@ -84,11 +83,16 @@ def _protection(place: Path) -> str | None:
         if status.st_uid == os.geteuid() and status.st_mode & stat.S_IWUSR
         else ""
     )
-    return f"mode {stat.filemode(status.st_mode)} of user {status.st_uid}, this process is user {os.geteuid()}{immutable}"
+    return (
+        f"mode {stat.filemode(status.st_mode)} of user {status.st_uid}, this process is user"
+        f" {os.geteuid()}{immutable}"
+    )
 
 
 def folders_of(path: Path, names: Collection[str]) -> list[Path]:
-    """List the folders in which the files of a manifest lie, which nobody removes without permission to write into them."""
+    """List the folders in which the files of a manifest lie, which nobody removes without
+    permission to write into them.
+    """
     inner = {
         parent
         for name in names
@@ -103,16 +107,16 @@ def folders_of(path: Path, names: Collection[str]) -> list[Path]:
 def unlisted(folder: Path, listed: Collection[str]) -> list[str]:
     """Name everything in a folder but some files: files, links, and folders with nothing in them.
 
-    Raises:
-        BadInput: If a folder in it cannot be read. What is not known is not carried over when the folder is replaced, and would be lost.
+    Raises BadInput if a folder in it cannot be read. What is not known is not carried over when the
+    folder is replaced, and would be lost.
     """
 
     def unreadable(error: OSError) -> None:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return
         raise BadInput(
-            f"{error.filename} cannot be read ({error.strerror}), so {folder} is not replaced: what lies in it would be lost; "
-            "make it readable for this user, or move it away"
+            f"{error.filename} cannot be read ({error.strerror}), so {folder} is not replaced: what"
+            " lies in it would be lost; make it readable for this user, or move it away"
         )
 
     names, result = set(listed), []
@@ -127,10 +131,10 @@ def unlisted(folder: Path, listed: Collection[str]) -> list[str]:
 
 @contextmanager
 def as_system_error(path: Path) -> Iterator[None]:
-    """Let a failure of the disk be an `OSError` with its number and a path, whatever wrote: safetensors and numpy raise it otherwise.
+    """Let a failure of the disk be an `OSError` with its number and a path, whatever wrote:
+    safetensors and numpy raise it otherwise.
 
-    Raises:
-        OSError: If the disk is full, read-only or failing.
+    Raises OSError if the disk is full, read-only or failing.
     """
     try:
         yield

@@ -1,8 +1,10 @@
-"""JSON files that carry the hash of their own text, so that a reader believes no byte that was not written.
+"""JSON files that carry the hash of their own text, so that a reader believes no byte that was not
+written.
 
-The last line before the closing brace is `"sha256": "..."`, the hash of the text without that line. Files that were written before
-there was one have no `format_version` or 1; those with one begin with `format_version` 2. So no single flipped bit makes a file that is
-protected look like one that never was: it would have to change both ends at once.
+The last line before the closing brace is `"sha256": "..."`, the hash of the text without that line.
+Files that were written before there was one have no `format_version` or 1; those with one begin
+with `format_version` 2. So no single flipped bit makes a file that is protected look like one that
+never was: it would have to change both ends at once.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ FORMAT_VERSION = 2
 """Of everything that is sealed; 1 had no hash of itself."""
 
 _MOST_ELEMENTS = 50_000_000
-"""A manifest holds ranges and hashes of all its files; whoever is asked to read one has it on the own disk."""
+"""A manifest holds ranges and hashes of all its files; whoever is asked to read one has it on the
+own disk.
+"""
 
 _SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 
@@ -35,8 +39,7 @@ def dump_json(value: Any) -> str:
 def seal_json(body: Mapping[str, Any]) -> str:
     """Return the JSON text of an object with the hash of that text.
 
-    Args:
-        body: Plain data, neither empty nor with the key `sha256`.
+    `body`: plain data, neither empty nor with the key `sha256`.
     """
     text = dump_json(body)
     return f'{text[:-3]},\n  "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
@@ -45,8 +48,7 @@ def seal_json(body: Mapping[str, Any]) -> str:
 def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
     """Write an object as a sealed JSON file, whole or not at all.
 
-    Args:
-        path: Target; its folder must exist.
+    `path`: target; its folder must exist.
     """
     write_file(path, seal_json({"format_version": FORMAT_VERSION, "written_as": path.name, **body}))
 
@@ -54,11 +56,8 @@ def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
 def read_sealed(path: Path, advice: str) -> Any:
     """Read what `write_sealed` wrote, or a JSON file of the time before files were sealed.
 
-    Returns:
-        The object without its version, name and hash; of an older file any JSON value.
-
-    Raises:
-        BadInput: If the file is damaged, or was written under another name.
+    Returns the object without its version, name and hash; of an older file any JSON value. Raises
+    BadInput if the file is damaged, or was written under another name.
     """
     value, sealed = parse_sealed(path, _content(path), advice)
     if not sealed:
@@ -73,11 +72,8 @@ def read_sealed(path: Path, advice: str) -> Any:
 def parse_sealed(path: Path, raw: bytes, advice: str) -> tuple[Any, bool]:
     """Check the seal of a file's bytes and parse them.
 
-    Returns:
-        The JSON value without `sha256`, and whether it was sealed.
-
-    Raises:
-        BadInput: If the hash does not fit, or the file is no JSON, or one that lost its seal.
+    Returns the JSON value without `sha256`, and whether it was sealed. Raises BadInput if the hash
+    does not fit, or the file is no JSON, or one that lost its seal.
     """
     seal = _SEAL.search(raw)
     if (

@@ -21,7 +21,9 @@ class Writer(Protocol):
     """Takes vectors in order."""
 
     def add(self, rows: np.ndarray, vectors: np.ndarray, spans: np.ndarray | None = None) -> None:
-        """Append vectors with their row numbers, and for parts of texts their first character and the one after the last."""
+        """Append vectors with their row numbers, and for parts of texts their first character and
+        the one after the last.
+        """
 
     def close(self) -> None:
         """Finish the file."""
@@ -106,7 +108,9 @@ class _JsonWriter:
 
 
 def is_npy(file: BinaryIO) -> bool:
-    """Say whether a .npy file was written here: numpy puts a comma before the brace that closes its header."""
+    """Say whether a .npy file was written here: numpy puts a comma before the brace that closes its
+    header.
+    """
     head = file.read(_NpyWriter.HEADER)
     start = b"\x93NUMPY\x01\x00" + (_NpyWriter.HEADER - 10).to_bytes(2, "little") + b"{'descr': "
     return head.startswith(start) and head.endswith(b"\n") and head.rstrip().endswith(b")}")
@@ -123,8 +127,7 @@ def is_parquet(file: BinaryIO) -> bool:
 def is_jsonl(file: BinaryIO) -> bool:
     """Say whether a file of JSON lines was written here.
 
-    Returns:
-        Whether its first line has the fields of ours, in their order.
+    Returns whether its first line has the fields of ours, in their order.
     """
     try:
         row = json.loads(file.readline(1 << 24))

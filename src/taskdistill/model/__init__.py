@@ -1,1 +1,3 @@
-"""Models: tokens, backbones, the packed stream, pooling, adapters, projection, and the model folder."""
+"""Models: tokens, backbones, the packed stream, pooling, adapters, projection, and the model
+folder.
+"""

@@ -26,25 +26,25 @@ CARD = "README.md"
 def check_new_adapter(folder: Path, model: Model, name: str, *, replacing: bool) -> None:
     """Refuse an adapter's name before anything is trained.
 
-    Args:
-        replacing: Whether one of that name may be replaced.
-
-    Raises:
-        BadInput: If the name cannot be one, is taken, or replaces nothing.
+    `replacing`: whether one of that name may be replaced. Raises BadInput if the name cannot be
+    one, is taken, or replaces nothing.
     """
     task_folder(folder, name)
     if name == BASE:
         raise BadInput(
-            f"an adapter cannot be called {BASE!r}, which stands for the vectors without adapter; give another --name"
+            f"an adapter cannot be called {BASE!r}, which stands for the vectors without adapter;"
+            " give another --name"
         )
     if name in model.adapter_configs and not replacing:
         raise BadInput(
-            f"{folder} already has an adapter {name!r}; give the new one another --name, or --replace to train that one anew"
+            f"{folder} already has an adapter {name!r}; give the new one another --name, or"
+            " --replace to train that one anew"
         )
     if name not in model.adapter_configs and replacing:
         known = ", ".join(model.adapter_configs) or "none"
         raise BadInput(
-            f"--replace has no effect: {folder} has no adapter {name!r} (it has {known}); leave it out"
+            f"--replace has no effect: {folder} has no adapter {name!r} (it has {known}); leave"
+            " it out"
         )
 
 
@@ -58,14 +58,12 @@ def add_adapter(
     section: Sequence[str],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write a model folder again with one adapter more, or another one in place of one, whole or not at all.
+    """Write a model folder again with one adapter more, or another one in place of one, whole or
+    not at all.
 
-    Args:
-        model: The model with the adapter attached, its configuration in `adapter_configs`; settings are completed.
-        calibrated: `int8_ranges` and, where the model has them, `binary_offsets` of this adapter, as plain data.
-
-    Raises:
-        BadInput: If the folder was changed since it was read.
+    `model`: the model with the adapter attached, its configuration in `adapter_configs`; settings
+    are completed. `calibrated`: `int8_ranges` and, where the model has them, `binary_offsets` of
+    this adapter, as plain data. Raises BadInput if the folder was changed since it was read.
     """
     manifest = read_manifest(folder, "model")
     assert isinstance(model.module, TransformerModel)
@@ -88,9 +86,11 @@ def add_adapter(
         adapter_tasks=named,
         extends=[] if anew else [*model.earlier_hashes, model.hash],
         int8_ranges={**old.int8_ranges, name: calibrated["int8_ranges"]},
-        binary_offsets={**old.binary_offsets, name: calibrated["binary_offsets"]}
-        if "binary_offsets" in calibrated
-        else old.binary_offsets,
+        binary_offsets=(
+            {**old.binary_offsets, name: calibrated["binary_offsets"]}
+            if "binary_offsets" in calibrated
+            else old.binary_offsets
+        ),
     )
     known = {"kind", "format_version", "inputs", "created_by", "files"}
     meta = {key: value for key, value in manifest.items() if key not in known}
@@ -122,11 +122,7 @@ def add_adapter(
 def with_section(text: str, title: str, lines: Sequence[str]) -> str:
     """Put a section at the end of a Markdown text, in place of one with the same title.
 
-    Args:
-        title: Heading of the second level.
-
-    Returns:
-        The text with the section.
+    `title`: heading of the second level. Returns the text with the section.
     """
     rest = re.sub(rf"(?ms)^## {re.escape(title)}\n.*?(?=^## |\Z)", "", text).rstrip()
     return "\n".join([rest, "", f"## {title}", *lines]) + "\n"

@@ -1,4 +1,6 @@
-"""Checkpoint averaging of an adapter: the last weights with earlier ones (section 5.1), by factors or by product."""
+"""Checkpoint averaging of an adapter: the last weights with earlier ones (section 5.1), by factors
+or by product.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,8 @@ def average(
 ) -> dict[str, Tensor]:
     """Average two states of one adapter.
 
-    Args:
-        earlier: Weights of the same names and shapes.
-        mode: `factors` averages A and B apart, as averaging files does; `product` averages B A and cuts it back to the rank.
+    `earlier`: weights of the same names and shapes. `mode`: `factors` averages A and B apart, as
+    averaging files does; `product` averages B A and cuts it back to the rank.
     """
     if mode == "factors":
         return {
@@ -43,8 +44,8 @@ def product_average(
 ) -> tuple[Tensor, Tensor]:
     """Average the products B A and return the best factors of the same rank.
 
-    Returns:
-        A `(rank, in)` and B `(out, rank)` whose product is nearest to the weighted mean of the products.
+    Returns a `(rank, in)` and B `(out, rank)` whose product is nearest to the weighted mean of the
+    products.
     """
     rank = a[0].shape[0]
     tall = torch.cat([w * factor for w, factor in zip(weights, b, strict=True)], dim=1).double()

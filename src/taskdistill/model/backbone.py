@@ -27,11 +27,9 @@ EMBEDDED = "all-MiniLM-L6-v2"
 def resolve(model: str | Path, revision: str | None = None) -> Path:
     """Find the folder of a model.
 
-    Args:
-        model: A folder, `all-MiniLM-L6-v2` (embedded), or a Hub id in the local cache or on the Hub, `owner/name` or `owner/name@revision`.
-
-    Raises:
-        BadInput: If there is no such folder and the Hub cannot give one.
+    `model`: a folder, `all-MiniLM-L6-v2` (embedded), or a Hub id in the local cache or on the Hub,
+    `owner/name` or `owner/name@revision`. Raises BadInput if there is no such folder and the Hub
+    cannot give one.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -60,22 +58,23 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
         )
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise BadInput(
-            f"no folder {model} here, and the Hub did not give a model of that name ({type(error).__name__}: {error})"
+            f"no folder {model} here, and the Hub did not give a model of that name"
+            f" ({type(error).__name__}: {error})"
         ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a model folder.
 
-    Raises:
-        BadInput: If it is missing, absurdly large or no JSON object.
+    Raises BadInput if it is missing, absurdly large or no JSON object.
     """
     try:
         with open_regular(path) as stream:
             data = stream.read(JSON_LIMIT + 1)
         if len(data) > JSON_LIMIT:
             raise BadInput(
-                f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are accepted; it is no configuration file"
+                f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are accepted; it is"
+                " no configuration file"
             )
         return read_object(data.decode("utf-8"), constants=True)  # which some configurations hold
     except (FileNotFoundError, NotADirectoryError):
@@ -100,21 +99,16 @@ def load_backbone(
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """Load a backbone, with the packed attention where its family is known to run right on a stream.
+    """Load a backbone, with the packed attention where its family is known to run right on a
+    stream.
 
-    Names, shapes and types of all tensors are compared with the architecture before any weight is allocated. Where
-    transformers has the family, its own class is used, whatever code the folder names.
-
-    Args:
-        folder: Folder with config.json and model.safetensors (or its shards).
-        trust_remote_code: Whether code of the folder may run for a family that transformers does not have.
-
-    Returns:
-        The model in evaluation mode, without a pooler.
-
-    Raises:
-        BadInput: If the folder needs code of its own, has no safetensors, lies about its size, lacks weights, or its family
-            gives a text other states beside another one.
+    Names, shapes and types of all tensors are compared with the architecture before any weight is
+    allocated. Where transformers has the family, its own class is used, whatever code the folder
+    names. `folder`: folder with config.json and model.safetensors (or its shards).
+    `trust_remote_code`: whether code of the folder may run for a family that transformers does not
+    have. Returns the model in evaluation mode, without a pooler. Raises BadInput if the folder
+    needs code of its own, has no safetensors, lies about its size, lacks weights, or its family
+    gives a text other states beside another one.
     """
     path = folder / "config.json"
     raw = read_json(path) if config is None else config
@@ -133,12 +127,14 @@ def load_backbone(
         )
     if info["missing_keys"]:
         raise BadInput(
-            f"{folder}/model.safetensors lacks {len(info['missing_keys'])} tensors, {sorted(info['missing_keys'])[:3]} first; copy it again"
+            f"{folder}/model.safetensors lacks {len(info['missing_keys'])} tensors,"
+            f" {sorted(info['missing_keys'])[:3]} first; copy it again"
         )
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
             raise BadInput(
-                f"{folder}/model.safetensors: {name} holds values that are not finite; the file is damaged or training diverged"
+                f"{folder}/model.safetensors: {name} holds values that are not finite; the file is"
+                " damaged or training diverged"
             )
     model.eval()
     check_frequencies(model, path)
@@ -151,12 +147,9 @@ def check_backbone(
 ) -> PretrainedConfig:
     """Compare a folder's weights with its configuration by their headers; no weight is allocated.
 
-    Args:
-        folder: Folder with model.safetensors (or its shards).
-        trust_remote_code: Whether code of the folder may run for a family that transformers does not have; shapes are not compared then.
-
-    Raises:
-        BadInput: If code of the folder is needed and not allowed, or the two do not fit.
+    `folder`: folder with model.safetensors (or its shards). `trust_remote_code`: whether code of
+    the folder may run for a family that transformers does not have; shapes are not compared then.
+    Raises BadInput if code of the folder is needed and not allowed, or the two do not fit.
     """
     path = folder / "config.json"
     refuse_code(raw, path, trust_remote_code)
@@ -164,7 +157,8 @@ def check_backbone(
     config = make_config(raw, path, trust_remote_code=trust_remote_code)
     if getattr(config, "num_hidden_layers", 0) > len(header):
         raise BadInput(
-            f"{path} asks for {config.num_hidden_layers} layers, the weights are {len(header)} tensors; copy it again"
+            f"{path} asks for {config.num_hidden_layers} layers, the weights are {len(header)}"
+            " tensors; copy it again"
         )
     if is_native(raw):
         model = _architecture(config, path, "copy it again")
@@ -184,16 +178,16 @@ def _architecture(config: PretrainedConfig, where: object, remedy: str) -> PreTr
             return build(config)
     except Exception as error:
         raise BadInput(
-            f"{where} describes no model that transformers can build ({' '.join(str(error).split())}); {remedy}"
+            f"{where} describes no model that transformers can build"
+            f" ({' '.join(str(error).split())}); {remedy}"
         ) from None
 
 
 def tensor_names(model: PreTrainedModel) -> tuple[list[dict[str, tuple[int, ...]]], dict[str, str]]:
     """List an architecture's tensors as files may hold them.
 
-    Returns:
-        Name to shape, as they are in memory and, where that differs, as transformers writes them; and for every further name of a
-        tensor that has several, its first.
+    Returns name to shape, as they are in memory and, where that differs, as transformers writes
+    them; and for every further name of a tensor that has several, its first.
     """
     first: dict[int, str] = {}
     aliases, model_names = {}, {}
@@ -214,15 +208,10 @@ def tensor_names(model: PreTrainedModel) -> tuple[list[dict[str, tuple[int, ...]
 def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrainedModel:
     """Build a backbone at random from its configuration.
 
-    Args:
-        config: Keys of the family's configuration, with `model_type`.
-        device: `meta` builds the exact architecture without allocating weights.
-
-    Returns:
-        The model in evaluation mode, without a pooler.
-
-    Raises:
-        BadInput: If there is no such model, or its family gives a text other states beside another one.
+    `config`: keys of the family's configuration, with `model_type`. `device`: `meta` builds the
+    exact architecture without allocating weights. Returns the model in evaluation mode, without a
+    pooler. Raises BadInput if there is no such model, or its family gives a text other states
+    beside another one.
     """
     hf_config = make_config(config, "student.config")
     backbone = _architecture(
@@ -239,8 +228,7 @@ def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrai
 def first_position(backbone: nn.Module) -> int:
     """Return the position of a text's first token.
 
-    Returns:
-        0, but in RoBERTa's families the one behind that of padding.
+    Returns 0, but in RoBERTa's families the one behind that of padding.
     """
     table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
@@ -250,8 +238,7 @@ def first_position(backbone: nn.Module) -> int:
 def longest_text(backbone: PreTrainedModel, otherwise: int) -> int:
     """Return how many tokens of one text a backbone has positions for.
 
-    Args:
-        otherwise: What to say of a family without a limit.
+    `otherwise`: what to say of a family without a limit.
     """
     positions = getattr(backbone.config, "max_position_embeddings", None)
     return (
@@ -262,7 +249,9 @@ def longest_text(backbone: PreTrainedModel, otherwise: int) -> int:
 
 
 def without_dropout(backbone: nn.Module) -> None:
-    """Switch off all that a backbone does at random in training, in place; only adapters drop, from a generator of their own."""
+    """Switch off all that a backbone does at random in training, in place; only adapters drop, from
+    a generator of their own.
+    """
     for module in backbone.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -274,8 +263,7 @@ def without_dropout(backbone: nn.Module) -> None:
 def weights_hash(module: nn.Module, *, skip: str = "lora_") -> str:
     """Hash the weights of a module, to prove that they did not move.
 
-    Returns:
-        64 hexadecimal digits over names and bytes.
+    Returns 64 hexadecimal digits over names and bytes.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.named_parameters()):

@@ -17,13 +17,11 @@ from taskdistill.model.safety import remote_code_keys
 
 
 def refuse_code(raw: Mapping[str, Any], path: Path, trust_remote_code: bool) -> None:
-    """Refuse a configuration that needs code to run; a module of a family that transformers has itself (`auto_map`) is not needed.
+    """Refuse a configuration that needs code to run; a module of a family that transformers has
+    itself (`auto_map`) is not needed.
 
-    Args:
-        path: Where it was read, for the message.
-
-    Raises:
-        BadInput: If a key names code that would run and the user did not allow it.
+    `path`: where it was read, for the message. Raises BadInput if a key names code that would run
+    and the user did not allow it.
     """
     native = is_native(raw)
     named = [key for key in remote_code_keys(raw) if not (native and key == NATIVE_INSTEAD)]
@@ -33,16 +31,21 @@ def refuse_code(raw: Mapping[str, Any], path: Path, trust_remote_code: bool) -> 
     family = (
         ""
         if native or kind is None
-        else f" for model_type {kind!r}, which transformers {transformers.__version__} does not have itself"
+        else (
+            f" for model_type {kind!r}, which transformers {transformers.__version__} does not have"
+            " itself"
+        )
     )
     raise BadInput(
-        f"{path} names code to run ({', '.join(named)}){family}; pass trust_remote_code only if you have read that code and trust it, "
-        f"or use a model of a family in docs/families.md"
+        f"{path} names code to run ({', '.join(named)}){family}; pass trust_remote_code only if you"
+        " have read that code and trust it, or use a model of a family in docs/families.md"
     )
 
 
 NATIVE_INSTEAD = "auto_map"
-"""The key that names modules of the folder; transformers' own class stands in for them wherever there is one."""
+"""The key that names modules of the folder; transformers' own class stands in for them wherever
+there is one.
+"""
 
 
 def without_modules(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,13 +64,9 @@ def make_config(
 ) -> PretrainedConfig:
     """Turn a configuration into transformers' own, refusing sizes that cannot be meant.
 
-    Args:
-        raw: The configuration, with its `model_type`.
-        path: Where it stands, for messages.
-        trust_remote_code: Whether code named by the configuration's folder may run.
-
-    Raises:
-        BadInput: If the type is unknown or a size is absurd.
+    `raw`: the configuration, with its `model_type`. `path`: where it stands, for messages.
+    `trust_remote_code`: whether code named by the configuration's folder may run. Raises BadInput
+    if the type is unknown or a size is absurd.
     """
     kind = raw.get("model_type")
     for key, limit in SIZE_LIMITS.items():
@@ -114,7 +113,9 @@ def make_config(
 
 
 def written(config: PretrainedConfig) -> dict[str, Any]:
-    """Give a configuration as it is written to config.json, from which `make_config` makes it again."""
+    """Give a configuration as it is written to config.json, from which `make_config` makes it
+    again.
+    """
     fields = config.to_diff_dict() | {"model_type": config.model_type}
     return {key: value for key, value in sorted(fields.items()) if not key.startswith("_")}
 
@@ -139,13 +140,16 @@ def readable(path: Path) -> Iterator[None]:
     except (OSError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BadInput(
-            f"{path}: the model cannot be loaded ({reason}); copy the whole repository, its *.py files included"
+            f"{path}: the model cannot be loaded ({reason}); copy the whole repository, its *.py"
+            " files included"
         ) from None
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bar and load report off the terminal; faults are raised from the loading info instead."""
+    """Keep transformers' progress bar and load report off the terminal; faults are raised from the
+    loading info instead.
+    """
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

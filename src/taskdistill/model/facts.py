@@ -1,4 +1,6 @@
-"""What a model folder says of its model before any weight is read: enough to open what was made with it."""
+"""What a model folder says of its model before any weight is read: enough to open what was made
+with it.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,12 @@ class ModelFacts:
 
 
 def read_facts(folder: Path) -> ModelFacts:
-    """Describe a model by its files; shapes are compared with the configuration, and no weight is read.
+    """Describe a model by its files; shapes are compared with the configuration, and no weight is
+    read.
 
-    Args:
-        folder: A folder that `read_model` reads without running code of it.
-
-    Returns:
-        The same facts as of the model in memory.
-
-    Raises:
-        BadInput: If the folder is incomplete or of a kind that is not read.
+    `folder`: a folder that `read_model` reads without running code of it. Returns the same facts as
+    of the model in memory. Raises BadInput if the folder is incomplete or of a kind that is not
+    read.
     """
     manifest = open_model(folder)
     files = fingerprint_files(folder, manifest.get("files"))
@@ -69,7 +67,8 @@ def _read_static(folder: Path) -> tuple[int, ModelSettings]:
     )
     if table is None or len(table.shape) != 2:
         raise BadInput(
-            f"{folder}/model.safetensors holds no token table `embedding.weight`, but {sorted(entries)[:3]}"
+            f"{folder}/model.safetensors holds no token table `embedding.weight`, but"
+            f" {sorted(entries)[:3]}"
         )
     return table.shape[1], ModelSettings(max_length=STATIC_LENGTH, prompts=named_prompts(folder))
 

@@ -1,7 +1,9 @@
-"""Which families of transformers run how: on the packed stream, padded, or in batches of equal length; what else differs by family.
+"""Which families of transformers run how: on the packed stream, padded, or in batches of equal
+length; what else differs by family.
 
-A family is named here after its vectors were compared with those of transformers' own forward, text by text, short and long
-(tests/system/test_model_families.py). Any other runs in batches of equal length, without a mask, and is compared when it is loaded.
+A family is named here after its vectors were compared with those of transformers' own forward, text
+by text, short and long (tests/system/test_model_families.py). Any other runs in batches of equal
+length, without a mask, and is compared when it is loaded.
 """
 
 from __future__ import annotations
@@ -28,24 +30,28 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-PACKED = _names(
-    """
-    albert apertus arcee bert bert-generation biogpt bitnet camembert cohere cohere2 cwm data2vec-text deepseek_v2 deepseek_v3
-    diffllama distilbert electra embedding_gemma2_text ernie ernie4_5 ernie4_5_moe eurobert exaone4 flex_olmo gemma gemma3_text
-    glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gpt_oss granite granite_swa granitemoe granitemoe_swa granitemoeshared gte helium
-    hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jais2 jetmoe jina_embeddings_v3 llama minicpm3 ministral ministral3
-    mistral mistral4 mixtral modernbert modernbert-decoder nanochat nomic_bert olmo olmo2 olmo3 olmoe opt persimmon phi phi3
-    phimoe qwen2 qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 qwen3_moe qwen3_vl_moe_text qwen3_vl_text roberta
-    roberta-prelayernorm seed_oss smollm3 solar_open starcoder2 ultrabert xlm-roberta xlm-roberta-xl xmod
-    """
-)
-"""Families whose texts share one stream; their attention asks for nothing that `packed_attention` does not compute."""
+PACKED = _names("""
+    albert apertus arcee bert bert-generation biogpt bitnet camembert cohere cohere2 cwm
+    data2vec-text deepseek_v2 deepseek_v3 diffllama distilbert electra embedding_gemma2_text ernie
+    ernie4_5 ernie4_5_moe eurobert exaone4 flex_olmo gemma gemma3_text glm glm4 glm4_moe gpt2
+    gpt_bigcode gpt_neox gpt_oss granite granite_swa granitemoe granitemoe_swa granitemoeshared
+    gte helium hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jais2 jetmoe
+    jina_embeddings_v3 llama minicpm3 ministral ministral3 mistral mistral4 mixtral modernbert
+    modernbert-decoder nanochat nomic_bert olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe
+    qwen2 qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 qwen3_moe qwen3_vl_moe_text qwen3_vl_text
+    roberta roberta-prelayernorm seed_oss smollm3 solar_open starcoder2 ultrabert xlm-roberta
+    xlm-roberta-xl xmod
+    """)
+"""Families whose texts share one stream; their attention asks for nothing that `packed_attention`
+does not compute.
+"""
 
 PACKED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers that packed families have."""
 
 PADDED = _names(
-    "big_bird deberta deberta-v2 megatron-bert mpnet mt5 rembert roformer squeezebert t5 umt5 xlm xlnet"
+    "big_bird deberta deberta-v2 megatron-bert mpnet mt5 rembert roformer squeezebert t5 umt5 xlm"
+    " xlnet"
 )
 """Families that compute attention by themselves and heed the mask of a padded batch."""
 
@@ -62,10 +68,14 @@ CHECK_LENGTHS = (5, 40, 8_192)
 """Tokens of the short text of a check at load, and fewest and most of the long one."""
 
 CHECK_FLOPS = 2e12
-"""Multiplications and additions of a check at load, about 20 seconds of two cores; the long text of a large model is cut to it."""
+"""Multiplications and additions of a check at load, about 20 seconds of two cores; the long text of
+a large model is cut to it.
+"""
 
 CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-"""Largest difference, as a share of the largest value; states that run over borders or batches give at least ten times as much."""
+"""Largest difference, as a share of the largest value; states that run over borders or batches give
+at least ten times as much.
+"""
 
 HALF_TOLERANCE = 5e-2
 
@@ -88,7 +98,9 @@ def is_native(config: PretrainedConfig | Mapping[str, Any]) -> bool:
 
 
 def batching_of(backbone: PreTrainedModel) -> Batching:
-    """Tell how the texts of a backbone are batched: by the tables for transformers' own classes, in equal lengths for all others."""
+    """Tell how the texts of a backbone are batched: by the tables for transformers' own classes, in
+    equal lengths for all others.
+    """
     kind, is_transformers = (
         backbone.config.model_type,
         type(backbone).__module__.startswith("transformers."),
@@ -101,7 +113,8 @@ def batching_of(backbone: PreTrainedModel) -> Batching:
 
 
 def turns_by_longest(config: PretrainedConfig) -> bool:
-    """Say whether the rotary frequencies of a whole batch follow from its longest text, as with two sets of factors (LongRoPE).
+    """Say whether the rotary frequencies of a whole batch follow from its longest text, as with two
+    sets of factors (LongRoPE).
 
     Those of the type `dynamic` do so only beyond `max_position_embeddings`, which no text is.
     """
@@ -113,25 +126,28 @@ def turns_by_longest(config: PretrainedConfig) -> bool:
 def refuse_family(config: PretrainedConfig, where: object) -> None:
     """Refuse families of which no forward pass over texts alone gives a vector for each token.
 
-    Raises:
-        BadInput: If it is an encoder and a decoder, or a model of several modalities.
+    Raises BadInput if it is an encoder and a decoder, or a model of several modalities.
     """
     kind = config.model_type
     parts = sorted(set(getattr(type(config), "sub_configs", None) or {}) - OF_ONE_MODEL)
     if parts:
         raise BadInput(
-            f"{where}: {kind} is a model of several parts ({', '.join(parts)}), of which only texts are read here; "
-            f"save its text model alone (its model_type often ends in _text), or use it as a teacher over HTTP"
+            f"{where}: {kind} is a model of several parts ({', '.join(parts)}), of which only texts"
+            " are read here; save its text model alone (its model_type often ends in _text), or"
+            " use it as a teacher over HTTP"
         )
     if getattr(config, "is_encoder_decoder", False) and kind not in ENCODERS:
         raise BadInput(
-            f"{where}: {kind} is an encoder with a decoder, whose states are those of the decoder; of such families only the encoders "
-            f"of {', '.join(ENCODERS)} are read; use an encoder such as BERT, or a decoder such as Qwen3"
+            f"{where}: {kind} is an encoder with a decoder, whose states are those of the decoder;"
+            f" of such families only the encoders of {', '.join(ENCODERS)} are read; use an encoder"
+            " such as BERT, or a decoder such as Qwen3"
         )
 
 
 def encoder_class(config: PretrainedConfig) -> Any:
-    """Give the class of an encoder-decoder family's encoder; None for the families that AutoModel makes."""
+    """Give the class of an encoder-decoder family's encoder; None for the families that AutoModel
+    makes.
+    """
     return (
         getattr(transformers, ENCODERS[config.model_type])
         if config.model_type in ENCODERS
@@ -140,7 +156,9 @@ def encoder_class(config: PretrainedConfig) -> Any:
 
 
 def build(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Make a model at random, on the device in force, with the attention that its family needs and without a pooler."""
+    """Make a model at random, on the device in force, with the attention that its family needs and
+    without a pooler.
+    """
     encoder = encoder_class(config)
     make = AutoModel.from_config if encoder is None else encoder._from_config
     return make(config, dtype=dtype, **options(config))  # type: ignore[no-any-return]
@@ -166,7 +184,9 @@ def has_pooler(config: PretrainedConfig) -> bool:
 
 
 def embedding_scale(backbone: PreTrainedModel) -> float:
-    """Return the factor by which a family multiplies the rows of its token table when it looks them up (Gemma: root of the width)."""
+    """Return the factor by which a family multiplies the rows of its token table when it looks them
+    up (Gemma: root of the width).
+    """
     table = backbone.get_input_embeddings()
     scale = getattr(
         table, "scalar_embed_scale", None
@@ -177,12 +197,9 @@ def embedding_scale(backbone: PreTrainedModel) -> float:
 def own_forward(backbone: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Run the family's own forward over a batch.
 
-    Args:
-        tokens: Token ids `(texts, length)`, or rows of the token table, scaled, `(texts, length, hidden size)`.
-        mask: 1 for a real token, `(texts, length)`; None for a batch without padding.
-
-    Returns:
-        Hidden states `(texts, length, D)`.
+    `tokens`: token ids `(texts, length)`, or rows of the token table, scaled, `(texts, length,
+    hidden size)`. `mask`: 1 for a real token, `(texts, length)`; None for a batch without padding.
+    Returns hidden states `(texts, length, D)`.
     """
     inputs: dict[str, Any] = {"input_ids" if tokens.ndim == 2 else "inputs_embeds": tokens}
     if mask is not None:
@@ -202,17 +219,14 @@ _checked: set[str] = set()
 
 
 def check(backbone: PreTrainedModel, where: object) -> None:
-    """Compare a family that is not packed with its own forward over one text alone, at a short and a long text.
+    """Compare a family that is not packed with its own forward over one text alone, at a short and
+    a long text.
 
-    The long text is longer than any window, chunk or block that the configuration names. Packed families pass at once, for they
-    were compared before; so does a configuration that was compared in this process.
-
-    Args:
-        backbone: The model with its weights, on any device but meta.
-        where: Its folder or the key of a recipe, for messages.
-
-    Raises:
-        BadInput: If the family cannot run over texts alone, or a text's states depend on what else is in its batch.
+    The long text is longer than any window, chunk or block that the configuration names. Packed
+    families pass at once, for they were compared before; so does a configuration that was compared
+    in this process. `backbone`: the model with its weights, on any device but meta. `where`: its
+    folder or the key of a recipe, for messages. Raises BadInput if the family cannot run over texts
+    alone, or a text's states depend on what else is in its batch.
     """
     batching = batching_of(backbone)
     if batching is Batching.PACKED:
@@ -221,7 +235,10 @@ def check(backbone: PreTrainedModel, where: object) -> None:
         weight.is_meta for weight in backbone.parameters()
     ):  # some make a weight on the CPU all the same
         return
-    key = f"{type(backbone).__module__} {type(backbone).__name__} {json.dumps(backbone.config.to_dict(), sort_keys=True, default=str)}"
+    key = (
+        f"{type(backbone).__module__} {type(backbone).__name__}"
+        f" {json.dumps(backbone.config.to_dict(), sort_keys=True, default=str)}"
+    )
     if key in _checked:
         return
     name, training = (
@@ -235,7 +252,8 @@ def check(backbone: PreTrainedModel, where: object) -> None:
                 _compare(backbone, length, name)
             if batching is Batching.PADDED and not _same_when_padded(backbone):
                 raise BadInput(
-                    f"{name} with these settings gives a padded text other states than alone; use a family of docs/families.md"
+                    f"{name} with these settings gives a padded text other states than alone; use a"
+                    " family of docs/families.md"
                 )
     finally:
         backbone.train(training)
@@ -246,11 +264,13 @@ def _check_layer_types(config: PretrainedConfig, where: object) -> None:
     window = getattr(config, "sliding_window", None)
     if type(window) is int and window < 1:
         raise BadInput(
-            f"{where}: sliding_window is {window}, so no token would see any; give 1 or more, or null for no window"
+            f"{where}: sliding_window is {window}, so no token would see any; give 1 or more, or"
+            " null for no window"
         )
     if other := sorted(set(getattr(config, "layer_types", None) or ()) - PACKED_LAYERS):
         raise BadInput(
-            f"{where}: layer_types names {', '.join(other)}, and {config.model_type} has only {' and '.join(sorted(PACKED_LAYERS))}"
+            f"{where}: layer_types names {', '.join(other)}, and {config.model_type} has only"
+            f" {' and '.join(sorted(PACKED_LAYERS))}"
         )
 
 
@@ -266,7 +286,9 @@ def check_lengths(backbone: PreTrainedModel) -> tuple[int, int]:
 
 
 def reach(config: PretrainedConfig) -> int:
-    """Give the largest number of tokens beyond which a configuration says that something is computed otherwise; 0 for none."""
+    """Give the largest number of tokens beyond which a configuration says that something is
+    computed otherwise; 0 for none.
+    """
     windows = [value for key, value in config.to_dict().items() if REACHES.search(key)]
     flat = [
         number
@@ -283,14 +305,18 @@ def has_windows(config: PretrainedConfig) -> bool:
 
 
 def heeds_padding(backbone: PreTrainedModel) -> bool:
-    """Say whether a family gives padded texts their own states, which graphs need; those of the tables do."""
+    """Say whether a family gives padded texts their own states, which graphs need; those of the
+    tables do.
+    """
     if turns_by_longest(backbone.config):
         return False
     return batching_of(backbone) is not Batching.EQUAL or _same_when_padded(backbone)
 
 
 def _same_when_padded(backbone: PreTrainedModel) -> bool:
-    """Say whether a short text padded to the length of a long one has the states that it has alone."""
+    """Say whether a short text padded to the length of a long one has the states that it
+    has alone.
+    """
     short, long = check_lengths(backbone)
     ids, mask = (
         check_ids(backbone, long),
@@ -316,16 +342,18 @@ def _compare(backbone: PreTrainedModel, length: int, name: str) -> None:
     except Exception as error:  # any family, perhaps with code of its own
         reason = " ".join(str(error).split())[:200]
         raise BadInput(
-            f"{name} cannot run over {length} token ids alone ({type(error).__name__}: {reason}); use a family of docs/families.md"
+            f"{name} cannot run over {length} token ids alone ({type(error).__name__}: {reason});"
+            " use a family of docs/families.md"
         ) from None
     if alone.ndim != 3 or alone.shape[:2] != (1, length) or together.shape[:2] != (2, length):
         raise BadInput(
-            f"{name} gives states of shape {tuple(alone.shape)} for {length} tokens, not one for each; use a family of docs/families.md"
+            f"{name} gives states of shape {tuple(alone.shape)} for {length} tokens, not one for"
+            " each; use a family of docs/families.md"
         )
     if not bool((together[:1] - alone).abs().max() <= tolerance_of(alone)):
         raise BadInput(
-            f"{name} gives a text of {length} tokens other states beside another text than alone, so its vectors would depend on the batch; "
-            f"use a family of docs/families.md"
+            f"{name} gives a text of {length} tokens other states beside another text than alone,"
+            " so its vectors would depend on the batch; use a family of docs/families.md"
         )
 
 

@@ -1,4 +1,6 @@
-"""What tells models and embedding spaces apart: one rule, over the files and the settings that decide vectors."""
+"""What tells models and embedding spaces apart: one rule, over the files and the settings that
+decide vectors.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ DECIDING = (
     "config.json",
     "modules.json",
 )
-"""Endings of the files that decide vectors. Prompts and lengths are in other files too, and count as settings."""
+"""Endings of the files that decide vectors. Prompts and lengths are in other files too, and count
+as settings.
+"""
 
 BESIDE_THE_BASE = ("adapters/", "projection.safetensors")
 """Beginnings of the files that decide no vector of the base."""
@@ -33,13 +37,11 @@ OF_THE_BASE = ("prompts", "max_length", "rope_theta")
 
 
 def model_hash(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
-    """Hash all that decides any vector of a model: weights, adapters, tokenizer, prompts, lengths, calibration.
+    """Hash all that decides any vector of a model: weights, adapters, tokenizer, prompts, lengths,
+    calibration.
 
-    Args:
-        files: Relative path to the SHA-256 of each file that decides vectors.
-
-    Returns:
-        64 hexadecimal digits; nothing for a model without files.
+    `files`: relative path to the SHA-256 of each file that decides vectors. Returns 64 hexadecimal
+    digits; nothing for a model without files.
     """
     return (
         _hash({"files": dict(files), "settings": {name: settings[name] for name in EVERY}})
@@ -49,10 +51,10 @@ def model_hash(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
 
 
 def space_id(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
-    """Hash all that decides the base's vectors, so that it stays the same where an adapter is added.
+    """Hash all that decides the base's vectors, so that it stays the same where an adapter is
+    added.
 
-    Returns:
-        32 hexadecimal digits; nothing for a model without files.
+    Returns 32 hexadecimal digits; nothing for a model without files.
     """
     if not files:
         return ""
@@ -70,11 +72,8 @@ def fingerprint_files(
 ) -> dict[str, str]:
     """Hash the files of a folder that decide vectors; others, such as exports, may be large.
 
-    Args:
-        files: The table of files of its manifest, which was compared with them; None to read them.
-
-    Returns:
-        Relative path to SHA-256, sorted by path.
+    `files`: the table of files of its manifest, which was compared with them; None to read them.
+    Returns relative path to SHA-256, sorted by path.
     """
     if files is not None:
         return {
@@ -89,10 +88,8 @@ def fingerprint_files(
 def fingerprint(files: Mapping[str, str]) -> str:
     """Hash the files alone, as model hashes were made before settings belonged to them.
 
-    Indexes of that time know a model by it, and a teacher store still does: prompts of a teacher's folder decide nothing there.
-
-    Returns:
-        64 hexadecimal digits; nothing for a model without files.
+    Indexes of that time know a model by it, and a teacher store still does: prompts of a teacher's
+    folder decide nothing there. Returns 64 hexadecimal digits; nothing for a model without files.
     """
     chosen = {
         name: digest

@@ -1,4 +1,6 @@
-"""Floating-point work of a training step, counted from the shapes of the matrices and the lengths of the texts."""
+"""Floating-point work of a training step, counted from the shapes of the matrices and the lengths
+of the texts.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,8 @@ from taskdistill.model.student import StaticModel, TransformerModel
 def matrix_parameters(model: TransformerModel, task: str | None = None) -> int:
     """Count the entries of the matrices that every token is multiplied with.
 
-    Args:
-        task: Whose adapter is on; None for the base.
-
-    Returns:
-        Entries of all matrices of the layers; other adapters are left out.
+    `task`: whose adapter is on; None for the base. Returns entries of all matrices of the layers;
+    other adapters are left out.
     """
     return sum(
         p.numel()
@@ -35,14 +34,10 @@ def step_flops(
 ) -> float:
     """Count the work of one step, without what gradient caching does twice.
 
-    A matrix is multiplied with every token in the forward pass, its transpose in the backward pass, and if it is trained there
-    is a third product for its own gradient. Attention adds two products of L x L scores a text and layer, and twice that back.
-
-    Args:
-        lengths: Tokens of each text, `(n,)`.
-
-    Returns:
-        Floating-point operations; 0 for a static model, which multiplies no matrices.
+    A matrix is multiplied with every token in the forward pass, its transpose in the backward pass,
+    and if it is trained there is a third product for its own gradient. Attention adds two products
+    of L x L scores a text and layer, and twice that back. `lengths`: tokens of each text, `(n,)`.
+    Returns Floating-point operations; 0 for a static model, which multiplies no matrices.
     """
     if isinstance(model, StaticModel):
         return 0.0

@@ -1,4 +1,6 @@
-"""The model folder: a plain sentence-transformers folder with named adapters and what this package adds, written and read."""
+"""The model folder: a plain sentence-transformers folder with named adapters and what this package
+adds, written and read.
+"""
 
 from __future__ import annotations
 
@@ -62,11 +64,9 @@ def write_model(
 ) -> None:
     """Write a model folder, whole or not at all.
 
-    Args:
-        model: What; it gets the ids that the folder has.
-        extra_files: Name to content of further files, such as the model card.
-        inputs: Name to hash of what the model was made from.
-        replace_existing: Whether a folder at `path` is replaced.
+    `model`: what; it gets the ids that the folder has. `extra_files`: name to content of further
+    files, such as the model card. `inputs`: name to hash of what the model was made from.
+    `replace_existing`: whether a folder at `path` is replaced.
     """
     fields = dict(meta or {})
     with write_folder(
@@ -139,14 +139,9 @@ def fill_folder(folder: Path, model: Model) -> None:
 def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
     """Read one of our model folders or any sentence-transformers folder.
 
-    Args:
-        trust_remote_code: Whether code named by the folder may run.
-
-    Returns:
-        The model on the CPU, with every adapter attached and none selected.
-
-    Raises:
-        BadInput: If the folder is incomplete, damaged, or of a kind that is not read.
+    `trust_remote_code`: whether code named by the folder may run. Returns the model on the CPU,
+    with every adapter attached and none selected. Raises BadInput if the folder is incomplete,
+    damaged, or of a kind that is not read.
     """
     manifest = open_model(folder)
     model = (
@@ -164,7 +159,8 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
         and ((folder / "adapters").exists() or (folder / "projection.safetensors").exists())
     ):
         raise BadInput(
-            f"{folder} has adapters or a projection but no {MANIFEST}: it was only half copied; copy it again"
+            f"{folder} has adapters or a projection but no {MANIFEST}: it was only half copied;"
+            " copy it again"
         )
     model.module.eval()
     model.settings = replace(model.settings, space_id=model.space_id)
@@ -179,11 +175,8 @@ READ_KINDS = ("model", "export")
 def open_model(folder: Path) -> dict[str, Any]:
     """Check the files of a model folder.
 
-    Returns:
-        Its manifest; empty for a folder of another program.
-
-    Raises:
-        BadInput: If it is damaged, of another kind, or holds a file that a loader would read and the manifest does not list.
+    Returns its manifest; empty for a folder of another program. Raises BadInput if it is damaged,
+    of another kind, or holds a file that a loader would read and the manifest does not list.
     """
     restore(folder)
     manifest = read_manifest(folder) if os.path.lexists(folder / MANIFEST) else {}
@@ -191,7 +184,8 @@ def open_model(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{folder} is a {manifest['kind']!r} folder, but a model is needed here")
     if faults := check_folder(folder, manifest):
         raise BadInput(
-            f"{folder} is damaged: {'; '.join(faults[:3])}; copy it again or run the training command again"
+            f"{folder} is damaged: {'; '.join(faults[:3])}; copy it again or run the training"
+            " command again"
         )
     check_folder_files(folder)
     if manifest:
@@ -243,7 +237,8 @@ def _read_jina(folder: Path) -> Model:
 def _check_rows(tokenizer: TextTokenizer, rows: int, folder: Path) -> None:
     if tokenizer.rows > rows:
         raise BadInput(
-            f"{folder}/tokenizer.json has ids up to {tokenizer.rows - 1}, the token table only {rows} rows"
+            f"{folder}/tokenizer.json has ids up to {tokenizer.rows - 1}, the token table only"
+            f" {rows} rows"
         )
 
 
@@ -252,8 +247,7 @@ def manifest_settings(
 ) -> ModelSettings:
     """Read the settings of one of our model folders.
 
-    Raises:
-        BadInput: If a field is missing or does not fit the model.
+    Raises BadInput if a field is missing or does not fit the model.
     """
     try:
         settings = ModelSettings(
@@ -264,7 +258,8 @@ def manifest_settings(
         str(manifest["name"])
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(
-            f"{folder}/{MANIFEST} lacks a field or holds another type ({error}); copy the folder again"
+            f"{folder}/{MANIFEST} lacks a field or holds another type ({error}); copy the folder"
+            " again"
         ) from None
     return replace(
         settings,
@@ -295,7 +290,9 @@ def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def save_backbone(module: TransformerModel, folder: Path) -> None:
-    """Write config.json and the base weights under their plain names, whether adapters are attached or not."""
+    """Write config.json and the base weights under their plain names, whether adapters are attached
+    or not.
+    """
     tensors, seen = {}, set()
     for name, tensor in module.backbone.state_dict(keep_vars=True).items():
         if "lora_" in name or tensor.data_ptr() in seen:
@@ -328,7 +325,8 @@ def _static_table(folder: Path) -> torch.Tensor:
     name = next((key for key in ("embedding.weight", "embeddings") if key in tensors), None)
     if name is None or tensors[name].ndim != 2 or not torch.isfinite(tensors[name]).all():
         raise BadInput(
-            f"{folder}/model.safetensors holds no finite token table `embedding.weight`, but {sorted(tensors)[:3]}"
+            f"{folder}/model.safetensors holds no finite token table `embedding.weight`, but"
+            f" {sorted(tensors)[:3]}"
         )
     table: torch.Tensor = tensors[name].float()
     return table

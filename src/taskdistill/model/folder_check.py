@@ -1,4 +1,6 @@
-"""What a model folder may say and hold beside its weights: refused by name, before anything is computed with it."""
+"""What a model folder may say and hold beside its weights: refused by name, before anything is
+computed with it.
+"""
 
 from __future__ import annotations
 
@@ -23,29 +25,30 @@ _LOADED = re.compile(
 
 
 def check_unlisted(folder: Path, files: Mapping[str, Any]) -> None:
-    """Refuse a file that a loader would read and that the manifest does not list: a second file of weights, an adapter, a tokenizer.
+    """Refuse a file that a loader would read and that the manifest does not list: a second file of
+    weights, an adapter, a tokenizer.
 
-    Raises:
-        BadInput: Naming the first such file.
+    Raises BadInput naming the first such file.
     """
     for path in sorted([*folder.glob("*"), *folder.glob("*_*/*"), *folder.glob("adapters/*/*")]):
         name = path.relative_to(folder).as_posix()
         if name not in files and _LOADED.fullmatch(name):
             raise BadInput(
-                f"{path} does not belong to this model: {MANIFEST} does not list it, and a loader would read it; move it away"
+                f"{path} does not belong to this model: {MANIFEST} does not list it, and a loader"
+                " would read it; move it away"
             )
 
 
 def check_settings(settings: Mapping[str, Any], tasks: Any, width: int, path: Path) -> None:
     """Check every setting of a manifest: its type, and that it fits the model.
 
-    Raises:
-        BadInput: Naming the first setting that does not fit.
+    Raises BadInput naming the first setting that does not fit.
     """
 
     def wrong(name: str, needed: str) -> BadInput:
         return BadInput(
-            f"{path}: {name} is {str(settings.get(name, tasks))[:80]}, needs {needed}; copy the folder again"
+            f"{path}: {name} is {str(settings.get(name, tasks))[:80]}, needs {needed}; copy the"
+            " folder again"
         )
 
     if not _are(tasks, str) or len(set(tasks)) != len(tasks):
@@ -88,28 +91,21 @@ def check_prompts(
 ) -> None:
     """Refuse a prompt that leaves no room for a text: all texts would have one vector.
 
-    Args:
-        max_length: Tokens that the model reads.
-
-    Raises:
-        BadInput: Naming the prompt.
+    `max_length`: tokens that the model reads. Raises BadInput naming the prompt.
     """
     for name, prompt in prompts.items():
         if (tokens := prompt_tokens(tokenizer, prompt)) >= max_length:
             raise BadInput(
-                f"{folder}: the prompt {name!r} takes {tokens:,} tokens and the model reads {max_length:,}, so nothing of any text would be "
-                f"left; shorten the prompt"
+                f"{folder}: the prompt {name!r} takes {tokens:,} tokens and the model reads"
+                f" {max_length:,}, so nothing of any text would be left; shorten the prompt"
             )
 
 
 def prompt_tokens(tokenizer: TextTokenizer, prompt: str) -> int:
     """Count the tokens that stand around every text behind a prompt.
 
-    Args:
-        prompt: The prompt; empty for none.
-
-    Returns:
-        Tokens of the prompt and special tokens; 0 without a prompt.
+    `prompt`: the prompt; empty for none. Returns tokens of the prompt and special tokens; 0 without
+    a prompt.
     """
     return len(tokenizer.ids([prompt], prompt="", max_length=1 << 30).ids[0]) if prompt else 0
 
@@ -162,7 +158,9 @@ _RULES: Sequence[tuple[str, str, Callable[[Any], bool]]] = (
 def _check_sizes(
     path: Path, name: str, known: bool, sizes: Any, width: int, fits: Callable[[Any, int], bool]
 ) -> None:
-    """Check calibration of one task: each size that is named, with as many numbers as the size says."""
+    """Check calibration of one task: each size that is named, with as many numbers as the size
+    says.
+    """
     good = (
         known
         and _is_map(sizes)
@@ -173,8 +171,8 @@ def _check_sizes(
     )
     if not good:
         raise BadInput(
-            f"{path}: {name} is not what this model stores: a task and role that it has, sizes from 1 to {width}, and as many finite numbers "
-            f"as each size says; copy the folder again"
+            f"{path}: {name} is not what this model stores: a task and role that it has, sizes from"
+            f" 1 to {width}, and as many finite numbers as each size says; copy the folder again"
         )
 
 

@@ -1,4 +1,6 @@
-"""Golden vectors: what a model gave for fixed texts when it was written, against which any back end is checked."""
+"""Golden vectors: what a model gave for fixed texts when it was written, against which any back end
+is checked.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,15 @@ TEXTS = (
 """The fixed texts: several scripts, one token to a few dozen."""
 
 Embed = Callable[[Sequence[str], str | None], np.ndarray]
-"""Texts and a task (None for the base) to float32 vectors `(n, D)` of unit length, behind the document prompt."""
+"""Texts and a task (None for the base) to float32 vectors `(n, D)` of unit length, behind the
+document prompt.
+"""
 
 
 def embed_with(model: Model) -> Embed:
     """Make the reference computation: the packed torch model, in float32, as the encoder runs it.
 
-    Returns:
-        A function of texts and task; it leaves the model with no adapter selected.
+    Returns a function of texts and task; it leaves the model with no adapter selected.
     """
     prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
 
@@ -80,8 +83,8 @@ def embed_with(model: Model) -> Embed:
 def golden_vectors(embed: Embed, tasks: Sequence[str]) -> dict[str, Any]:
     """Compute the golden vectors of a model.
 
-    Returns:
-        Content of `golden.json`: the texts, and for `base` and each task their vectors of unit length.
+    Returns content of `golden.json`: the texts, and for `base` and each task their vectors of unit
+    length.
     """
     vectors = {
         task or BASE: np.round(embed(TEXTS, task).astype(np.float64), DECIMALS).tolist()
@@ -93,14 +96,9 @@ def golden_vectors(embed: Embed, tasks: Sequence[str]) -> dict[str, Any]:
 def check_golden(golden: Mapping[str, Any], embed: Embed) -> dict[str, float]:
     """Compare a back end with golden vectors.
 
-    Args:
-        golden: Content of a `golden.json`.
-
-    Returns:
-        `base` or task to the smallest cosine between its vectors and the golden ones.
-
-    Raises:
-        BadInput: If the golden vectors are malformed or of another size than the back end's.
+    `golden`: content of a `golden.json`. Returns `base` or task to the smallest cosine between its
+    vectors and the golden ones. Raises BadInput if the golden vectors are malformed or of another
+    size than the back end's.
     """
     result = {}
     for name, rows in golden["vectors"].items():
@@ -108,22 +106,21 @@ def check_golden(golden: Mapping[str, Any], embed: Embed) -> dict[str, float]:
         vectors = embed(golden["texts"], None if name == BASE else name)
         if expected.shape != vectors.shape or not np.isfinite(expected).all():
             raise BadInput(
-                f"golden vectors of {name} have shape {expected.shape}, this model gives {vectors.shape}; they belong to another model"
+                f"golden vectors of {name} have shape {expected.shape}, this model gives"
+                f" {vectors.shape}; they belong to another model"
             )
         result[name] = float(cosines(expected, vectors).min())
     return result
 
 
 def check_vectors(model: Model, folder: Path) -> None:
-    """Run a few short texts through a model that was just read, and compare them with its golden vectors if it has some.
+    """Run a few short texts through a model that was just read, and compare them with its golden
+    vectors if it has some.
 
-    Damage that keeps every hash right, such as weights of zeros or a layer norm that divides by 1e30, is found by what it computes.
-
-    Args:
-        model: The model, on the CPU; left with no adapter selected.
-
-    Raises:
-        BadInput: If a vector is zero or not finite, different texts have one vector, or a vector is not the golden one.
+    Damage that keeps every hash right, such as weights of zeros or a layer norm that divides by
+    1e30, is found by what it computes. `model`: the model, on the CPU; left with no adapter
+    selected. Raises BadInput if a vector is zero or not finite, different texts have one vector, or
+    a vector is not the golden one.
     """
     golden = read_golden(folder)
     texts = (
@@ -148,7 +145,8 @@ def check_vectors(model: Model, folder: Path) -> None:
         np.linalg.norm(vectors, axis=1),
         "its weights or settings are damaged or were changed; copy the folder again",
     )
-    # A static model knows no vector of tokens that it never saw, so some of its texts may have none.
+    # A static model knows no vector of tokens that it never saw, so some of its texts may have
+    # none.
     some = isinstance(model.module, StaticModel) and bool(model.module.table.any())
     for (i, _), length in zip(known, lengths, strict=True):
         if not np.isfinite(length) or (length == 0 and not some):
@@ -163,7 +161,8 @@ def check_vectors(model: Model, folder: Path) -> None:
     for (i, _), row in zip(known, unit, strict=True):
         if i < len(expected) and not (cosine := _cosine(expected[i], row)) >= SAME_SPACE:
             raise BadInput(
-                f"{folder}: the model does not give its golden vector of {texts[i]!r} (cosine {cosine:.4f}): {advice}"
+                f"{folder}: the model does not give its golden vector of {texts[i]!r} (cosine"
+                f" {cosine:.4f}): {advice}"
             )
 
 
@@ -172,7 +171,9 @@ def _all_one(unit: np.ndarray) -> bool:
 
 
 def _cosine(expected: Any, row: np.ndarray) -> float:
-    """Compare with a golden vector; two zero vectors are alike, and what is no vector is like nothing."""
+    """Compare with a golden vector; two zero vectors are alike, and what is no vector is like
+    nothing.
+    """
     try:
         reference = np.asarray(expected, dtype=np.float64)
         return (
@@ -187,11 +188,7 @@ def _cosine(expected: Any, row: np.ndarray) -> float:
 def read_golden(folder: Path) -> dict[str, Any] | None:
     """Read the golden vectors of a model folder.
 
-    Returns:
-        Their content, or None if the folder has none.
-
-    Raises:
-        BadInput: If the file is malformed.
+    Returns their content, or None if the folder has none. Raises BadInput if the file is malformed.
     """
     path = folder / FILE
     if not path.is_file():
@@ -210,8 +207,7 @@ def read_golden(folder: Path) -> dict[str, Any] | None:
 def cosines(expected: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Compare vectors row by row.
 
-    Returns:
-        Cosine of each pair of rows, `(n,)` in float64; 0 where a row is zero.
+    Returns cosine of each pair of rows, `(n,)` in float64; 0 where a row is zero.
     """
     one, two = expected.astype(np.float64), vectors.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)

@@ -1,4 +1,6 @@
-"""A model in training as it will be when it is shipped: what decides which weights are kept must score no other model."""
+"""A model in training as it will be when it is shipped: what decides which weights are kept must
+score no other model.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,7 @@ class Rope:
 def read_rope(backbone: PreTrainedModel) -> Rope:
     """Remember the rotary positions in force.
 
-    Returns:
-        What `put_rope` takes; empty for a backbone without rotary positions.
+    Returns what `put_rope` takes; empty for a backbone without rotary positions.
     """
     return Rope(
         copy.deepcopy(getattr(backbone.config, "rope_parameters", None)),
@@ -38,8 +39,7 @@ def read_rope(backbone: PreTrainedModel) -> Rope:
 def put_rope(backbone: PreTrainedModel, rope: Rope) -> None:
     """Put rotary positions back, to the bit, whatever was set meanwhile.
 
-    Args:
-        rope: What `read_rope` returned for it.
+    `rope`: what `read_rope` returned for it.
     """
     if rope.frequencies is not None:
         backbone.config.rope_parameters = copy.deepcopy(rope.parameters)
@@ -50,12 +50,10 @@ def put_rope(backbone: PreTrainedModel, rope: Rope) -> None:
 def inference_view(module: TransformerModel | StaticModel, rope: Rope | None) -> Iterator[None]:
     """Let a model that is being trained compute as it will when it is shipped.
 
-    Its rotary positions are those of inference, nothing is dropped out, and the passes compute in the type of its weights, whatever
-    type training computes in. Afterwards everything is as it was, so that a run with scores has the weights of one without.
-
-    Args:
-        module: The model; its weights stay where they are.
-        rope: Rotary positions of inference; None for a static model.
+    Its rotary positions are those of inference, nothing is dropped out, and the passes compute in
+    the type of its weights, whatever type training computes in. Afterwards everything is as it was,
+    so that a run with scores has the weights of one without. `module`: the model; its weights stay
+    where they are. `rope`: rotary positions of inference; None for a static model.
     """
     modes = [(part, part.training) for part in module.modules()]
     trained_at = read_rope(module.backbone) if isinstance(module, TransformerModel) else None

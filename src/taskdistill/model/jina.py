@@ -1,8 +1,10 @@
-"""The published jina-embeddings-v5-text layout, read without running the code that it ships (sections 2.3 to 2.7).
+"""The published jina-embeddings-v5-text layout, read without running the code that it ships
+(sections 2.3 to 2.7).
 
-Two kinds of repositories are read: the combined one, with the base weights at the root and one LoRA adapter a task, and the
-ones with a single adapter merged into the base. Both families go through transformers' own classes: Qwen3, causal, and
-EuroBERT, bidirectional. The `auto_map` of these repositories is not followed and their `*.py` files are never imported.
+Two kinds of repositories are read: the combined one, with the base weights at the root and one LoRA
+adapter a task, and the ones with a single adapter merged into the base. Both families go through
+transformers' own classes: Qwen3, causal, and EuroBERT, bidirectional. The `auto_map` of these
+repositories is not followed and their `*.py` files are never imported.
 """
 
 from __future__ import annotations
@@ -70,8 +72,8 @@ class JinaModel:
 def recognises(folder: Path) -> bool:
     """Say whether a folder has this layout.
 
-    Returns:
-        Whether `config.json` names the combined architecture, or a merged one together with `task_names`.
+    Returns whether `config.json` names the combined architecture, or a merged one together with
+    `task_names`.
     """
     if not (folder / "config.json").is_file():
         return False
@@ -83,11 +85,8 @@ def recognises(folder: Path) -> bool:
 def load(folder: Path) -> JinaModel:
     """Read a repository: backbone, last-token pooling and every adapter that `task_names` lists.
 
-    Returns:
-        The model in float32 on the CPU, no adapter selected.
-
-    Raises:
-        BadInput: If a file is missing, damaged, too large or does not fit the others.
+    Returns the model in float32 on the CPU, no adapter selected. Raises BadInput if a file is
+    missing, damaged, too large or does not fit the others.
     """
     raw = read_json(folder / "config.json")
     backbone = load_backbone(
@@ -99,7 +98,8 @@ def load(folder: Path) -> JinaModel:
         tasks = raw.get("task_names")
         if not isinstance(tasks, list) or not tasks or len(set(map(str, tasks))) != len(tasks):
             raise BadInput(
-                f"{folder}/config.json: task_names is {tasks!r}, needs a list of different task names"
+                f"{folder}/config.json: task_names is {tasks!r}, needs a list of different task"
+                " names"
             )
         for task in tasks:
             configs[task] = load_adapter(backbone, task, task_folder(folder, task))
@@ -118,13 +118,9 @@ def family_config(
 ) -> dict[str, Any]:
     """Turn a configuration of this layout into that of its backbone's family.
 
-    The family follows from the weights: only Qwen3 normalises queries and keys.
-
-    Returns:
-        Configuration for transformers' Qwen3 or EuroBERT.
-
-    Raises:
-        BadInput: If weights and architecture disagree, or a value inside names code.
+    The family follows from the weights: only Qwen3 normalises queries and keys. Returns
+    configuration for transformers' Qwen3 or EuroBERT. Raises BadInput if weights and architecture
+    disagree, or a value inside names code.
     """
     family = (
         "qwen3" if any(name.endswith("self_attn.q_norm.weight") for name in header) else "eurobert"
@@ -132,7 +128,8 @@ def family_config(
     merged = MERGED.get(_architecture(raw) or "")
     if merged is not None and merged != family:
         raise BadInput(
-            f"{path} says {_architecture(raw)}, the weights are those of a {family} model; copy the repository again"
+            f"{path} says {_architecture(raw)}, the weights are those of a {family} model; copy the"
+            " repository again"
         )
     config = {key: raw[key] for key in FAMILY_KEYS if key in raw}
     if raw.get("use_sliding_window"):
@@ -152,11 +149,8 @@ def _architecture(raw: Mapping[str, Any]) -> str | None:
 def read_prompts(folder: Path) -> dict[str, str]:
     """Read the prompts of a repository.
 
-    Returns:
-        Name to prompt; the published ones where the repository says none.
-
-    Raises:
-        BadInput: If they are no object of strings.
+    Returns name to prompt; the published ones where the repository says none. Raises BadInput if
+    they are no object of strings.
     """
     path = folder / "config_sentence_transformers.json"
     prompts = read_json(path).get("prompts") if path.is_file() else None
@@ -173,5 +167,6 @@ def _refuse_other_pooling(folder: Path) -> None:
         raw = read_json(path)
         if raw.get("pooling_mode") != "lasttoken" and raw.get("pooling_mode_lasttoken") is not True:
             raise BadInput(
-                f"{path}: {json.dumps(raw)[:200]} is not last-token pooling, which this layout needs"
+                f"{path}: {json.dumps(raw)[:200]} is not last-token pooling, which this layout"
+                " needs"
             )

@@ -1,4 +1,6 @@
-"""The layers of a backbone: where they are, and what a configuration says of each when some are dropped."""
+"""The layers of a backbone: where they are, and what a configuration says of each when some are
+dropped.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,15 @@ NUMBERS = ("layer_idx", "layer_id", "layer_number", "layer_index")
 """Attributes that hold a layer's place."""
 
 RANDOM_PARTS = re.compile(r"drop|^(input_)?jitter_noise$")
-"""Names of the attributes in which families keep how much they drop, or by how much they shake the input of a router."""
+"""Names of the attributes in which families keep how much they drop, or by how much they shake the
+input of a router.
+"""
 
 
 def layers_of(backbone: nn.Module) -> nn.ModuleList:
     """Find the list of a backbone's layers.
 
-    Raises:
-        BadInput: If the family keeps its layers in a place that is not known.
+    Raises BadInput if the family keeps its layers in a place that is not known.
     """
     for place in PLACES:
         result: Any = backbone
@@ -52,16 +55,17 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
         if isinstance(result, nn.ModuleList):
             return result
     raise BadInput(
-        f"cannot find the layers of a {type(backbone).__name__}; use a BERT-like, EuroBERT, ModernBERT, Qwen3 or Llama-like backbone"
+        f"cannot find the layers of a {type(backbone).__name__}; use a BERT-like, EuroBERT,"
+        " ModernBERT, Qwen3 or Llama-like backbone"
     )
 
 
 def keep_layers(backbone: PreTrainedModel, keep: Sequence[int]) -> None:
     """Drop all but some layers, in place, and all that the configuration says of them.
 
-    Raises:
-        BadInput: If an index is not one of the model's layers, or a model of what is left would not be built with these layers as
-            they are, such as a ModernBERT without its first layer, which alone has no norm before its attention.
+    Raises BadInput if an index is not one of the model's layers, or a model of what is left would
+    not be built with these layers as they are, such as a ModernBERT without its first layer, which
+    alone has no norm before its attention.
     """
     layers = layers_of(backbone)
     if not keep or any(not 0 <= i < len(layers) for i in keep) or list(keep) != sorted(set(keep)):
@@ -70,8 +74,9 @@ def keep_layers(backbone: PreTrainedModel, keep: Sequence[int]) -> None:
         )
     if difference := _difference(backbone, keep):
         raise BadInput(
-            f"layers {list(keep)} of a {backbone.config.model_type} cannot be kept by themselves: a model of that configuration differs "
-            f"in {difference}; keep other layers, the first and the last among them"
+            f"layers {list(keep)} of a {backbone.config.model_type} cannot be kept by themselves: a"
+            f" model of that configuration differs in {difference}; keep other layers, the first"
+            " and the last among them"
         )
     _put(backbone, [layers[i] for i in keep], _changes(backbone.config, len(layers), keep))
 
@@ -125,7 +130,9 @@ def _changes(config: PretrainedConfig, count: int, keep: Sequence[int]) -> dict[
 
 
 def _difference(backbone: PreTrainedModel, keep: Sequence[int]) -> str:
-    """Say in what the layers that would be kept differ from those that their configuration builds; nothing if in nothing."""
+    """Say in what the layers that would be kept differ from those that their configuration builds;
+    nothing if in nothing.
+    """
     layers, config = layers_of(backbone), copy.deepcopy(backbone.config)
     for key, value in _changes(backbone.config, len(layers), keep).items():
         setattr(config, key, value)

@@ -1,4 +1,6 @@
-"""The layout of sentence-transformers: what a folder says of its modules, pooling, prompts and lengths."""
+"""The layout of sentence-transformers: what a folder says of its modules, pooling, prompts and
+lengths.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,8 @@ POOLING_NAMES = {"cls": Pooling.CLS, "mean": Pooling.MEAN, "lasttoken": Pooling.
 def module_kinds(folder: Path) -> list[str]:
     """List the modules of a sentence-transformers folder.
 
-    Returns:
-        Last parts of their types; the first is Transformer or StaticEmbedding.
-
-    Raises:
-        BadInput: If there is no such list, or it names a module that is not read.
+    Returns last parts of their types; the first is Transformer or StaticEmbedding. Raises BadInput
+    if there is no such list, or it names a module that is not read.
     """
     path = folder / "modules.json"
     if not path.is_file():
@@ -42,7 +41,8 @@ def module_kinds(folder: Path) -> list[str]:
             else ""
         )
         raise BadInput(
-            f"{folder} has no modules.json: it is {what or 'no sentence-transformers folder, or it was only half copied'}"
+            f"{folder} has no modules.json: it is"
+            f" {what or 'no sentence-transformers folder, or it was only half copied'}"
         )
     try:
         entries = json.loads(path.read_text("utf-8"))
@@ -53,7 +53,8 @@ def module_kinds(folder: Path) -> list[str]:
     for name, kind in zip(types, kinds, strict=True):
         if not re.fullmatch(r"sentence_transformers(\.\w+)+", name) or kind not in MODULES:
             raise BadInput(
-                f"{path} asks for the module {name!r}; only {', '.join(MODULES)} of sentence-transformers are read, and no code is run"
+                f"{path} asks for the module {name!r}; only {', '.join(MODULES)} of"
+                " sentence-transformers are read, and no code is run"
             )
     if kinds[:1] not in (["Transformer"], ["StaticEmbedding"]):
         raise BadInput(
@@ -65,8 +66,7 @@ def module_kinds(folder: Path) -> list[str]:
 def pooling_config(pooling: Pooling, width: int) -> dict[str, Any]:
     """Write a pooling the way sentence-transformers 5 and 6 both read it.
 
-    Returns:
-        Content of `1_Pooling/config.json`.
+    Returns content of `1_Pooling/config.json`.
     """
     return {
         "word_embedding_dimension": width,
@@ -83,11 +83,8 @@ def pooling_config(pooling: Pooling, width: int) -> dict[str, Any]:
 def read_pooling(folder: Path, kinds: Sequence[str]) -> Pooling:
     """Read the pooling of a sentence-transformers folder.
 
-    Returns:
-        The pooling; mean where no module says one.
-
-    Raises:
-        BadInput: If it is one that is not read.
+    Returns the pooling; mean where no module says one. Raises BadInput if it is one that is not
+    read.
     """
     if "Pooling" not in kinds:
         return Pooling.MEAN
@@ -105,7 +102,8 @@ def read_pooling(folder: Path, kinds: Sequence[str]) -> Pooling:
         )
     if named not in POOLING_NAMES:
         raise BadInput(
-            f"{folder}/1_Pooling/config.json: pooling {named!r} is not read; needs one of {', '.join(POOLING_NAMES)}"
+            f"{folder}/1_Pooling/config.json: pooling {named!r} is not read; needs one of"
+            f" {', '.join(POOLING_NAMES)}"
         )
     return POOLING_NAMES[str(named)]
 
@@ -113,14 +111,14 @@ def read_pooling(folder: Path, kinds: Sequence[str]) -> Pooling:
 def named_prompts(folder: Path) -> dict[str, str]:
     """Read the prompts of a sentence-transformers folder.
 
-    Raises:
-        BadInput: If the file holds something else under `prompts`.
+    Raises BadInput if the file holds something else under `prompts`.
     """
     path = folder / "config_sentence_transformers.json"
     prompts = (read_json(path).get("prompts") if path.exists() else None) or {}
     if not isinstance(prompts, dict):
         raise BadInput(
-            f"{path}: prompts is a {type(prompts).__name__}, needs an object of names and texts; copy the folder again"
+            f"{path}: prompts is a {type(prompts).__name__}, needs an object of names and texts;"
+            " copy the folder again"
         )
     return {name: text for name, text in prompts.items() if isinstance(text, str)}
 
@@ -128,8 +126,7 @@ def named_prompts(folder: Path) -> dict[str, str]:
 def longest_input(folder: Path, model_limit: int) -> int:
     """Read how many tokens a sentence-transformers folder lets its model read.
 
-    Returns:
-        Tokens of one text.
+    Returns tokens of one text.
     """
     for name, key in (
         ("sentence_bert_config.json", "max_seq_length"),

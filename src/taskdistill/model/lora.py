@@ -1,4 +1,6 @@
-"""LoRA adapters through peft: attach, select, save and load by name, merge; dropout from a generator of its own."""
+"""LoRA adapters through peft: attach, select, save and load by name, merge; dropout from a
+generator of its own.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +31,19 @@ _drop = threading.local()
 class SeededDropout(nn.Module):
     """Dropout whose mask comes from the generator of the running thread.
 
-    Because the generator is set per micro-batch, a second forward pass drops the same entries as the first, and the
-    number of workers changes no number.
+    Because the generator is set per micro-batch, a second forward pass drops the same entries as
+    the first, and the number of workers changes no number.
     """
 
     def __init__(self, p: float) -> None:
-        """Set the share of entries dropped.
-
-        Args:
-            p: Between 0 and 1.
-        """
+        """Set the share of entries dropped. `p`: between 0 and 1."""
         super().__init__()
         self.p = p
 
     def forward(self, values: Tensor) -> Tensor:
         """Drop entries in training, if a generator is set.
 
-        Returns:
-            The same shape, scaled to the same expectation.
+        Returns the same shape, scaled to the same expectation.
         """
         generator: torch.Generator | None = getattr(_drop, "generator", None)
         if generator is None or self.p == 0 or not self.training:
@@ -63,10 +60,9 @@ class SeededDropout(nn.Module):
 def seed_dropout(generator: torch.Generator | None, extent: tuple[int, int] | None = None) -> None:
     """Set where this thread's dropout masks come from.
 
-    Args:
-        generator: A generator on the model's device, or None to drop nothing.
-        extent: First token of the stream that follows and the tokens of the whole that it is a part of: masks are drawn for
-            the whole, so that a part has those of its place. None for a stream of its own.
+    `generator`: a generator on the model's device, or None to drop nothing. `extent`: first token
+    of the stream that follows and the tokens of the whole that it is a part of: masks are drawn for
+    the whole, so that a part has those of its place. None for a stream of its own.
     """
     _drop.generator, _drop.extent = generator, extent
 
@@ -76,9 +72,11 @@ EXPERT_MAPS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 
 
 def linear_names(backbone: nn.Module) -> list[str]:
-    """Name every kind of linear map in the layers that an adapter can be added to (section 2.6: all seven).
+    """Name every kind of linear map in the layers that an adapter can be added to (section 2.6: all
+    seven).
 
-    In a mixture of experts these are the maps outside the feed-forward parts: the experts are no linear maps of their own.
+    In a mixture of experts these are the maps outside the feed-forward parts: the experts are no
+    linear maps of their own.
     """
     names, layers = set(), layers_of(backbone)
     for name, module in layers.named_modules():
@@ -104,17 +102,15 @@ def lora_config(
 ) -> LoraConfig:
     """Describe an adapter as the paper does (section 2.6).
 
-    Args:
-        alpha: Scale; the update is `alpha / rank * B A`.
-        targets: Names of linear maps; None for all of every layer.
-
-    Raises:
-        BadInput: If a target is not a linear map of the model, or it has none.
+    `alpha`: scale; the update is `alpha / rank * B A`. `targets`: names of linear maps; None for
+    all of every layer. Raises BadInput if a target is not a linear map of the model, or it has
+    none.
     """
     known = linear_names(backbone)
     if not known:
         raise BadInput(
-            f"a {type(backbone).__name__} has no linear maps in its layers that an adapter could be added to; use another family"
+            f"a {type(backbone).__name__} has no linear maps in its layers that an adapter could be"
+            " added to; use another family"
         )
     chosen = known if targets is None else targets
     if unknown := [name for name in chosen if name not in known]:
@@ -133,13 +129,11 @@ def lora_config(
 
 
 def attach(backbone: nn.Module, task: str, config: LoraConfig) -> None:
-    """Add a fresh adapter: A normal with deviation 1/rank, B zero, so that nothing changes at first.
+    """Add a fresh adapter: A normal with deviation 1/rank, B zero, so that nothing changes at
+    first.
 
-    Args:
-        backbone: The model, changed in place.
-
-    Raises:
-        BadInput: If peft refuses a target of this family.
+    `backbone`: the model, changed in place. Raises BadInput if peft refuses a target of this
+    family.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -150,7 +144,8 @@ def attach(backbone: nn.Module, task: str, config: LoraConfig) -> None:
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise BadInput(
-                f"no adapter can be added to a {type(backbone).__name__}: {reason}; name other target_modules"
+                f"no adapter can be added to a {type(backbone).__name__}: {reason}; name other"
+                " target_modules"
             ) from None
     for module in backbone.modules():
         if isinstance(module, LoraLayer) and task in module.lora_dropout:
@@ -158,11 +153,7 @@ def attach(backbone: nn.Module, task: str, config: LoraConfig) -> None:
 
 
 def set_active_adapter(backbone: nn.Module, task: str | None) -> None:
-    """Switch adapters on or off.
-
-    Args:
-        task: Name of the adapter to use, or None for the base.
-    """
+    """Switch adapters on or off. `task`: name of the adapter to use, or None for the base."""
     for module in backbone.modules():
         if isinstance(module, BaseTunerLayer):
             module.enable_adapters(task is not None)
@@ -173,8 +164,7 @@ def set_active_adapter(backbone: nn.Module, task: str | None) -> None:
 def adapter_parameters(backbone: nn.Module, task: str) -> dict[str, nn.Parameter]:
     """Collect an adapter's weights under the names of peft's files.
 
-    Returns:
-        `base_model.model.<module>.lora_A.weight` and so on, to the parameters.
+    Returns `base_model.model.<module>.lora_A.weight` and so on, to the parameters.
     """
     result: dict[str, nn.Parameter] = {}
     for name, module in backbone.named_modules():
@@ -189,9 +179,8 @@ def save_adapter(
 ) -> None:
     """Write an adapter in peft's format.
 
-    Args:
-        folder: Folder to fill; made if missing.
-        base_name: Name of the base model for the file; never a path of this machine.
+    `folder`: folder to fill; made if missing. `base_name`: name of the base model for the file;
+    never a path of this machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -210,7 +199,9 @@ def save_adapter(
 
 
 def _two_part_names(backbone: nn.Module, task: str) -> list[str]:
-    """Name an adapter's targets so that the linear map of a pooler, which other programs add, is none of them."""
+    """Name an adapter's targets so that the linear map of a pooler, which other programs add, is
+    none of them.
+    """
     targets = [
         name
         for name, module in backbone.named_modules()
@@ -222,8 +213,7 @@ def _two_part_names(backbone: nn.Module, task: str) -> list[str]:
 def load_adapter(backbone: nn.Module, task: str, folder: Path) -> LoraConfig:
     """Read an adapter in peft's format and attach it.
 
-    Raises:
-        BadInput: If the files do not fit the model.
+    Raises BadInput if the files do not fit the model.
     """
     raw = read_json(folder / "adapter_config.json")
     path = folder / "adapter_model.safetensors"
@@ -236,19 +226,24 @@ def load_adapter(backbone: nn.Module, task: str, folder: Path) -> LoraConfig:
 
 
 def _check_adapter(raw: dict[str, Any], path: Path) -> None:
-    """Refuse, from the configuration and the header alone, an adapter of another kind or with a rank that the file does not have."""
+    """Refuse, from the configuration and the header alone, an adapter of another kind or with a
+    rank that the file does not have.
+    """
     if raw.get("peft_type") != "LORA":
         raise BadInput(
-            f"{path.parent} holds a {raw.get('peft_type')} adapter; only plain LoRA adapters are read"
+            f"{path.parent} holds a {raw.get('peft_type')} adapter; only plain LoRA adapters are"
+            " read"
         )
     if other := [key for key in UNREAD_KEYS if raw.get(key)]:
         raise BadInput(
-            f"{path.parent}/adapter_config.json sets {', '.join(other)}; only plain LoRA adapters are read"
+            f"{path.parent}/adapter_config.json sets {', '.join(other)}; only plain LoRA adapters"
+            " are read"
         )
     targets = raw.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
         raise BadInput(
-            f"{path.parent}/adapter_config.json: target_modules is {targets!r}, needs a list of module names"
+            f"{path.parent}/adapter_config.json: target_modules is {targets!r}, needs a list of"
+            " module names"
         )
     if raw.get("exclude_modules") not in (None, [], NO_POOLER) or raw.get("bias", "none") != "none":
         raise BadInput(f"{path.parent}/adapter_config.json: exclude_modules and bias are not read")
@@ -260,7 +255,8 @@ def _check_adapter(raw: dict[str, Any], path: Path) -> None:
     }
     if type(rank) is not int or ranks != {rank}:
         raise BadInput(
-            f"{path} has matrices of rank {sorted(ranks)}, its adapter_config.json says {rank!r}; copy the adapter again"
+            f"{path} has matrices of rank {sorted(ranks)}, its adapter_config.json says {rank!r};"
+            " copy the adapter again"
         )
 
 
@@ -302,8 +298,7 @@ def copy_exactly(
 ) -> None:
     """Copy tensors into parameters, refusing any difference of names, shapes or finiteness.
 
-    Raises:
-        BadInput: On any difference.
+    Raises BadInput on any difference.
     """
     missing, extra = (
         sorted(parameters.keys() - tensors.keys()),
@@ -311,12 +306,14 @@ def copy_exactly(
     )
     if missing or extra:
         raise BadInput(
-            f"{path} does not fit this model: {len(missing)} tensors missing {missing[:2]}, {len(extra)} unknown {extra[:2]}"
+            f"{path} does not fit this model: {len(missing)} tensors missing {missing[:2]},"
+            f" {len(extra)} unknown {extra[:2]}"
         )
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise BadInput(
-                f"{path}: {name} has shape {tuple(tensors[name].shape)}, the model needs {tuple(parameter.shape)}"
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, the model needs"
+                f" {tuple(parameter.shape)}"
             )
         if not torch.isfinite(tensors[name]).all():
             raise BadInput(f"{path}: {name} holds values that are not finite")
@@ -326,8 +323,7 @@ def copy_exactly(
 def detach(backbone: nn.Module, task: str) -> None:
     """Remove an adapter, so that another one of its name can be attached.
 
-    Args:
-        backbone: The model, changed in place.
+    `backbone`: the model, changed in place.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings(

@@ -1,4 +1,6 @@
-"""Several models of one shape become one: weights merge as they are, adapters as the products of their factors."""
+"""Several models of one shape become one: weights merge as they are, adapters as the products of
+their factors.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,11 @@ def fixed(shares: Sequence[float]) -> Shares:
 
 
 def spherical(products: Tensor) -> list[float]:
-    """Average directions and lengths apart, so that a mean of unlike weights does not shrink; of two equally long ones, half way on their arc.
+    """Average directions and lengths apart, so that a mean of unlike weights does not shrink; of
+    two equally long ones, half way on their arc.
 
-    Args:
-        products: Inner products of the weights, `(n, n)`.
-
-    Returns:
-        Share of each; equal shares where a weight is zero, or where they cancel.
+    `products`: inner products of the weights, `(n, n)`. Returns share of each; equal shares where a
+    weight is zero, or where they cancel.
     """
     gram, count = products.double(), len(products)
     lengths = gram.diagonal().clamp_min(0).sqrt()
@@ -54,8 +54,7 @@ def merge_factors(
 ) -> tuple[Tensor, Tensor]:
     """Merge one low-rank update of several adapters as the products B A, cut back to the rank.
 
-    Returns:
-        A and B, whose product is nearest to the weighted sum of the products.
+    Returns a and B, whose product is nearest to the weighted sum of the products.
     """
     products = torch.tensor(
         [
@@ -72,11 +71,8 @@ def merge_factors(
 def merge_models(models: Sequence[Model], shares: Shares) -> dict[str, Tensor]:
     """Merge every weight of some models: the base's, the adapters' and the projection's.
 
-    Args:
-        models: Models of one shape, from `check_alike`.
-
-    Returns:
-        The weights, under the names of `weights_of`.
+    `models`: models of one shape, from `check_alike`. Returns the weights, under the names of
+    `weights_of`.
     """
     states = [
         {name: tensor.detach().cpu() for name, tensor in weights_of(model).items()}
@@ -94,10 +90,10 @@ def merge_models(models: Sequence[Model], shares: Shares) -> dict[str, Tensor]:
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:
-    """Name every weight of a model: those of the base, of each task's adapter, and of the projection.
+    """Name every weight of a model: those of the base, of each task's adapter, and of the
+    projection.
 
-    Returns:
-        Name to the model's own tensor; copying into it changes the model.
+    Returns name to the model's own tensor; copying into it changes the model.
     """
     result = {
         f"base/{name.replace('.base_layer.', '.')}": p
@@ -118,9 +114,7 @@ def weights_of(model: Model) -> dict[str, Tensor]:
 def load_weights(model: Model, weights: Mapping[str, Tensor]) -> None:
     """Copy weights into a model.
 
-    Args:
-        model: The model, changed in place.
-        weights: What `merge_models` or `weights_of` returned.
+    `model`: the model, changed in place. `weights`: what `merge_models` or `weights_of` returned.
     """
     with torch.no_grad():
         for name, tensor in weights_of(model).items():
@@ -130,8 +124,8 @@ def load_weights(model: Model, weights: Mapping[str, Tensor]) -> None:
 def check_same_shape(models: Sequence[Model]) -> None:
     """Refuse models whose weights do not mean the same.
 
-    Raises:
-        BadInput: If there are fewer, or they differ in tokenizer, tasks, prompts, adapters' scale, or in the name or shape of a weight.
+    Raises BadInput if there are fewer, or they differ in tokenizer, tasks, prompts, adapters'
+    scale, or in the name or shape of a weight.
     """
     if len(models) < 2:
         raise BadInput("merging needs two models or more")
@@ -156,5 +150,6 @@ def check_same_shape(models: Sequence[Model]) -> None:
         for what, (value, other_value) in facts.items():
             if value != other_value:
                 raise BadInput(
-                    f"{first.name} and {other.name} differ in their {what}; only models of one shape and tokenizer can be merged"
+                    f"{first.name} and {other.name} differ in their {what}; only models of one"
+                    " shape and tokenizer can be merged"
                 )

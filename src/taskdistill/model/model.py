@@ -24,21 +24,28 @@ class ModelSettings:
     rope_theta: float | None = None
     """RoPE theta at inference; None for a backbone without rotary positions."""
     space_id: str = ""
-    """Hash of everything that decides the base vectors, of a model that is not on disk; `Model.space_id` is the one in force."""
+    """Hash of everything that decides the base vectors, of a model that is not on disk;
+    `Model.space_id` is the one in force.
+    """
     teacher: dict[str, Any] = field(default_factory=dict)
-    """Name, revision, embedding size and space id of the teacher; empty for a model that was not distilled here."""
+    """Name, revision, embedding size and space id of the teacher; empty for a model that was not
+    distilled here.
+    """
     task_required: bool = False
     """Whether a task must be named: so with the published jina-v5 layout (section 3.1)."""
     int8_ranges: dict[str, Any] = field(default_factory=dict)
     """Task (or `base`) to dimension to the smallest and largest value of each coordinate."""
     binary_offsets: dict[str, Any] = field(default_factory=dict)
-    """Task (or `base`) to `query` and `document` to dimension to what is taken from each coordinate before its sign; empty for none."""
+    """Task (or `base`) to `query` and `document` to dimension to what is taken from each coordinate
+    before its sign; empty for none.
+    """
     adapter_tasks: dict[str, str] = field(default_factory=dict)
     """Adapter to the task that it serves, where its name is another one."""
     extends: list[str] = field(default_factory=list)
     """Hashes of earlier states of this folder, all of whose adapters are in it unchanged."""
     former_space_ids: list[str] = field(default_factory=list)
-    """Ids that earlier versions gave to the same space, so that their indexes are still searched."""
+    """Ids that earlier versions gave to the same space, so that their indexes are still searched.
+    """
 
 
 @dataclass
@@ -68,5 +75,7 @@ class Model:
 
     @property
     def earlier_hashes(self) -> list[str]:
-        """Other hashes by which an index may know this model: of earlier states, and of files alone as earlier versions made them."""
+        """Other hashes by which an index may know this model: of earlier states, and of files alone
+        as earlier versions made them.
+        """
         return [*self.settings.extends, *([fingerprint(self.files)] if self.files else [])]

@@ -1,4 +1,6 @@
-"""A model as an ONNX graph: one task, from token ids to unit vectors, with pooling, truncation and normalisation inside."""
+"""A model as an ONNX graph: one task, from token ids to unit vectors, with pooling, truncation and
+normalisation inside.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +27,26 @@ from taskdistill.model.student import StaticModel, TransformerModel
 
 OPSET = 20
 ONE_FILE_LIMIT = 1_500_000_000
-"""Bytes of weights above which they lie in a file of their own; a single ONNX file ends at two gigabytes."""
+"""Bytes of weights above which they lie in a file of their own; a single ONNX file ends at two
+gigabytes.
+"""
 
 BATCH = 4
 INPUTS = ("input_ids", "attention_mask")
 SMALLEST_LENGTH = 1e-12
 ERRORS_ONLY = 3
-"""onnxruntime's severity; below it stands a remark that `truncate_dim` is no constant, which is meant."""
+"""onnxruntime's severity; below it stands a remark that `truncate_dim` is no constant, which is
+meant.
+"""
 
 
 def make_graph(model: Model, path: Path, *, truncation_default: bool = True) -> None:
     """Trace a model without adapters and write its graph.
 
-    Args:
-        model: The model; its attention implementation is changed while the graph is traced.
-        path: File to write; large weights go beside it.
-        truncation_default: Whether the input `truncate_dim` may be left out; not every runtime knows such inputs.
-
-    Raises:
-        BadInput: If the family's operations cannot be written, or its states depend on padding.
+    `model`: the model; its attention implementation is changed while the graph is traced. `path`:
+    file to write; large weights go beside it. `truncation_default`: whether the input
+    `truncate_dim` may be left out; not every runtime knows such inputs. Raises BadInput if the
+    family's operations cannot be written, or its states depend on padding.
     """
     import onnx
 
@@ -51,8 +54,8 @@ def make_graph(model: Model, path: Path, *, truncation_default: bool = True) -> 
     kind = module.backbone.config.model_type if isinstance(module, TransformerModel) else "static"
     if isinstance(module, TransformerModel) and not heeds_padding(module.backbone):
         raise BadInput(
-            f"a {kind} gives padded texts other states than the same texts alone, and a graph runs padded batches; "
-            f"use the back end torch, or a family of docs/families.md"
+            f"a {kind} gives padded texts other states than the same texts alone, and a graph runs"
+            " padded batches; use the back end torch, or a family of docs/families.md"
         )
     weights = sum(p.numel() for p in module.parameters()) * 4
     example = torch.tensor([[5, 6, 7, 8, 9], [7, 8, 9, 1, 1]])
@@ -73,8 +76,9 @@ def make_graph(model: Model, path: Path, *, truncation_default: bool = True) -> 
             )
         except Exception as error:  # the exporter raises classes of its own, with pages of text
             raise BadInput(
-                f"a {kind} cannot be written as a graph ({type(error).__name__}: {_first_line(error)}); "
-                f"export it as sentence-transformers, or use the back end torch"
+                f"a {kind} cannot be written as a graph ({type(error).__name__}:"
+                f" {_first_line(error)}); export it as sentence-transformers, or use the back end"
+                " torch"
             ) from error
         program.save(str(path), external_data=weights > ONE_FILE_LIMIT)
     proto = onnx.load(str(path), load_external_data=False)
@@ -99,7 +103,9 @@ class _PaddedGraph(nn.Module):
         self.counts_positions = module.packs and isinstance(table, nn.Embedding)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Rotary positions are relative; a table of positions is asked for those of the text, wherever its padding stands."""
+        """Rotary positions are relative; a table of positions is asked for those of the text,
+        wherever its padding stands.
+        """
         counted = (attention_mask.cumsum(1) - 1).clamp(min=0) + self.first_position
         positions = {"position_ids": counted} if self.counts_positions else {}
         states = self.backbone(
@@ -132,7 +138,9 @@ def _padded_attention(module: TransformerModel | StaticModel) -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keep the exporter's progress and advice off the terminal; what matters is measured afterwards."""
+    """Keep the exporter's progress and advice off the terminal; what matters is measured
+    afterwards.
+    """
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -183,8 +191,7 @@ def _add_head(proto: Any, width: int, truncation_default: bool) -> None:
 def padded_batches(ids: Sequence[np.ndarray], size: int = BATCH) -> Iterator[dict[str, np.ndarray]]:
     """Pad texts on the right, a few at a time, as the graph's inputs.
 
-    Yields:
-        `input_ids` and `attention_mask`, `(B, L)` of int64; padding has id 0.
+    Yields `input_ids` and `attention_mask`, `(B, L)` of int64; padding has id 0.
     """
     for start in range(0, len(ids), size):
         rows = ids[start : start + size]

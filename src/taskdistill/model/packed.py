@@ -1,15 +1,18 @@
 """The flat token stream: texts concatenated without padding.
 
-Linears, norms and activations run over all tokens at once. Attention is the one operation that must not cross texts:
-it is registered with transformers as one more attention implementation, which receives the extents of the texts as the
-keyword argument `groups` of the model's forward. On a CPU it runs once per group of texts of equal length, as a view
-and without a mask; in half precision on a GPU through torch's variable-length kernel.
+Linears, norms and activations run over all tokens at once. Attention is the one operation that must
+not cross texts: it is registered with transformers as one more attention implementation, which
+receives the extents of the texts as the keyword argument `groups` of the model's forward. On a CPU
+it runs once per group of texts of equal length, as a view and without a mask; in half precision on
+a GPU through torch's variable-length kernel.
 
-A layer with windowed attention sees a band around each token. Texts longer than the band are cut into blocks of queries,
-each of which meets only the keys in its reach, so that time and memory grow with the length of a text, not its square.
+A layer with windowed attention sees a band around each token. Texts longer than the band are cut
+into blocks of queries, each of which meets only the keys in its reach, so that time and memory grow
+with the length of a text, not its square.
 
-The mask that a family describes to transformers is not built: the band is read off it at a few rows, so that windows are
-counted as the family counts them. A keyword of the attention that is not known here is refused.
+The mask that a family describes to transformers is not built: the band is read off it at a few
+rows, so that windows are counted as the family counts them. A keyword of the attention that is not
+known here is refused.
 """
 
 from __future__ import annotations
@@ -31,8 +34,10 @@ from taskdistill.errors import BadInput
 ATTENTION = "taskdistill_packed"
 
 BLOCK = {"cpu": (64, 256), "cuda": (512, 512)}
-"""Fewest and most queries of a block by device. On a CPU, blocks of the window's size were fastest at 64, no slower up to 256;
-on a GPU fewer and larger kernels count for more than the keys computed in vain."""
+"""Fewest and most queries of a block by device. On a CPU, blocks of the window's size were fastest
+at 64, no slower up to 256; on a GPU fewer and larger kernels count for more than the keys
+computed in vain.
+"""
 
 KERNEL_DEVICES = frozenset({"cuda"})
 """Where torch has its variable-length kernel, for half precision."""
@@ -89,8 +94,7 @@ class PackedBatch:
 def pack(texts: Sequence[np.ndarray]) -> PackedBatch:
     """Concatenate tokenised texts, sorted by length so that equal lengths are neighbours.
 
-    Args:
-        texts: Token ids of each text, none empty.
+    `texts`: token ids of each text, none empty.
     """
     lengths = np.fromiter((len(text) for text in texts), dtype=np.int64, count=len(texts))
     order = np.argsort(lengths, kind="stable")
@@ -110,19 +114,25 @@ def pack(texts: Sequence[np.ndarray]) -> PackedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Which tokens of its own text a token sees: so many before and behind itself; None for all of them."""
+    """Which tokens of its own text a token sees: so many before and behind itself; None for all of
+    them.
+    """
 
     before: int | None
     behind: int | None
 
     @classmethod
     def of(cls, causal: bool, window: int | None) -> Band:
-        """Read the keywords of transformers; a window counts the token itself, on each side that is seen."""
+        """Read the keywords of transformers; a window counts the token itself, on each side that is
+        seen.
+        """
         reach = None if window is None else window - 1
         return cls(reach, 0 if causal else reach)
 
     def cuts(self, length: int) -> bool:
-        """Say whether a text of this length reaches out of its own window; the causal limit alone cuts nothing."""
+        """Say whether a text of this length reaches out of its own window; the causal limit alone
+        cuts nothing.
+        """
         furthest = length - 1
         before = self.before is not None and self.before < furthest
         behind = self.behind is not None and 0 < self.behind < furthest
@@ -136,7 +146,9 @@ class Band:
 
 
 class FamilyMask:
-    """The mask that a family describes to transformers, as a function of two places in the stream; it is never built."""
+    """The mask that a family describes to transformers, as a function of two places in the stream;
+    it is never built.
+    """
 
     def __init__(
         self, sees: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], device: torch.device
@@ -146,7 +158,8 @@ class FamilyMask:
         self._band: Band | None = None
 
     def band(self, groups: PackedBounds) -> Band:
-        """Read off what the first, the middle and the last two tokens of the longest text see, or refuse what is no band.
+        """Read off what the first, the middle and the last two tokens of the longest text see, or
+        refuse what is no band.
 
         Two neighbours, for one token alone may stand where a chunk begins.
         """
@@ -175,11 +188,15 @@ class FamilyMask:
 
 
 _bands: weakref.WeakKeyDictionary[nn.Module, tuple[int, Band]] = weakref.WeakKeyDictionary()
-"""For each attention module the longest text whose mask was read, and the band; it is read again for longer ones."""
+"""For each attention module the longest text whose mask was read, and the band; it is read again
+for longer ones.
+"""
 
 
 def _band_of(module: nn.Module, mask: FamilyMask, groups: PackedBounds, causal: bool) -> Band:
-    """Give a layer's band as its family's mask says it, which is what transformers itself goes by."""
+    """Give a layer's band as its family's mask says it, which is what transformers itself
+    goes by.
+    """
     longest, band = _bands.get(module, (0, Band(None, None)))
     if groups.longest <= longest:
         return band
@@ -188,13 +205,15 @@ def _band_of(module: nn.Module, mask: FamilyMask, groups: PackedBounds, causal: 
         band = mask.band(groups)
     except BadInput as error:
         raise BadInput(
-            f"the mask that a {name} asks for cannot be packed: {error}; use a family of docs/families.md"
+            f"the mask that a {name} asks for cannot be packed: {error}; use a family of"
+            " docs/families.md"
         ) from None
     only_itself = groups.longest == 1 or band == Band(0, 0)
     if (band.behind == 0) is not causal and not only_itself:
         direction = "causal" if causal else "not causal"
         raise BadInput(
-            f"a {name} says that it is {direction}, its family's mask says otherwise; correct is_causal in config.json"
+            f"a {name} says that it is {direction}, its family's mask says otherwise; correct"
+            " is_causal in config.json"
         )
     _bands[module] = (groups.longest, band)
     return band
@@ -215,30 +234,25 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """Attend within each text of a stream; the signature is that of transformers' attention implementations.
+    """Attend within each text of a stream; the signature is that of transformers' attention
+    implementations.
 
-    Args:
-        module: The attention module; its `is_causal` decides unless the keyword says otherwise.
-        query: `(1, heads, tokens, head size)`.
-        key: `(1, key heads, tokens, head size)`.
-        value: As `key`; its number type is that of the result.
-        attention_mask: What the family asked for; a tensor is refused, for a stream has no padding.
-        scaling: Factor of the scores; None for one over the root of the head size.
-        is_causal: Whether a token sees only itself and earlier ones.
-        sliding_window: Tokens that a token sees on each side, itself included; read only where the family describes no mask.
-        s_aux: A score for each head that takes part in the softmax and carries no value (an attention sink), `(heads,)`.
-        **others: Refused unless None, False or known to change nothing.
-
-    Returns:
-        `(1, tokens, heads, head size)` and no weights.
-
-    Raises:
-        ValueError: If the model was not called with a packed stream.
-        BadInput: If the layer's attention is of a kind that is not computed here.
+    `module`: the attention module; its `is_causal` decides unless the keyword says otherwise.
+    `query`: `(1, heads, tokens, head size)`. `key`: `(1, key heads, tokens, head size)`. `value`:
+    as `key`; its number type is that of the result. `attention_mask`: what the family asked for; a
+    tensor is refused, for a stream has no padding. `scaling`: factor of the scores; None for one
+    over the root of the head size. `is_causal`: whether a token sees only itself and earlier ones.
+    `sliding_window`: tokens that a token sees on each side, itself included; read only where the
+    family describes no mask. `s_aux`: a score for each head that takes part in the softmax and
+    carries no value (an attention sink), `(heads,)`. `**others`: refused unless None, False or
+    known to change nothing. Returns `(1, tokens, heads, head size)` and no weights. Raises
+    ValueError if the model was not called with a packed stream. Raises BadInput if the layer's
+    attention is of a kind that is not computed here.
     """
     if groups is None or isinstance(attention_mask, Tensor) or query.shape[0] != 1:
         raise ValueError(
-            "packed attention needs one stream, `groups`, and no attention mask; call the model through `embed_packed`"
+            "packed attention needs one stream, `groups`, and no attention mask; call the model"
+            " through `embed_packed`"
         )
     if unknown := sorted(
         name
@@ -246,12 +260,14 @@ def packed_attention(
         if name not in PASSED_OVER and keyword_value is not None and keyword_value is not False
     ):
         raise BadInput(
-            f"the attention of a {type(module).__name__} asks for {', '.join(unknown)}, which the packed stream does not compute"
+            f"the attention of a {type(module).__name__} asks for {', '.join(unknown)}, which the"
+            " packed stream does not compute"
         )
     causal = getattr(module, "is_causal", None) if is_causal is None else is_causal
     if not isinstance(causal, bool):
         raise BadInput(
-            f"a {type(module).__name__} does not say whether it is causal; texts of this family cannot be packed"
+            f"a {type(module).__name__} does not say whether it is causal; texts of this family"
+            " cannot be packed"
         )
     if attention_mask is None:
         band = Band.of(causal, sliding_window)
@@ -273,7 +289,9 @@ def packed_attention(
 
 
 def _in_one_type(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Give all three the type of the values: norms and rotations of float32 widen queries and keys, under autocast for nothing."""
+    """Give all three the type of the values: norms and rotations of float32 widen queries and keys,
+    under autocast for nothing.
+    """
     kind, device = v.dtype, v.device.type
     if kind == torch.float32 and torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
@@ -322,7 +340,9 @@ class _Attend:
             if sliced:
                 first, last = max(0, start - before), min(length, stop + behind)
                 near_k, near_v = k[:, :, first:last], v[:, :, first:last]
-            else:  # the gradient of a slice is as long as the text; that of joined blocks as long as the blocks
+            else:
+                # the gradient of a slice is as long as the text; that of joined blocks as long as
+                # the blocks
                 low, high = max(0, start - before) // size, -(-min(length, stop + behind) // size)
                 first, near_k, near_v = (
                     low * size,
@@ -368,9 +388,11 @@ def _band_mask(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Give 0 where a query of a block sees a key and minus infinity elsewhere, `(rows, columns)`; one column more for a sink.
+    """Give 0 where a query of a block sees a key and minus infinity elsewhere, `(rows, columns)`;
+    one column more for a sink.
 
-    `shift` is the place of the first query among the keys. Layers and texts share the few masks that there are.
+    `shift` is the place of the first query among the keys. Layers and texts share the few masks
+    that there are.
     """
     with torch.inference_mode(False):  # made while encoding, it may be used in training
         distance = (
@@ -387,10 +409,14 @@ def _band_mask(
 
 @dataclass(frozen=True, slots=True)
 class _Sink:
-    """An attention sink as one key more, without value: one dimension more carries its score, and is zero for all other keys."""
+    """An attention sink as one key more, without value: one dimension more carries its score, and
+    is zero for all other keys.
+    """
 
     queries: Tensor
-    """`(texts, heads, length, head size + 1)`; the last coordinate is the sink's score, before scaling."""
+    """`(texts, heads, length, head size + 1)`; the last coordinate is the sink's score, before
+    scaling.
+    """
     key: Tensor
     """`(texts, key heads, 1, head size + 1)`."""
     value: Tensor
@@ -412,12 +438,16 @@ class _Sink:
         )
 
     def before(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Put it before all keys, with a query that nobody reads, so that a causal text stays causal."""
+        """Put it before all keys, with a query that nobody reads, so that a causal text stays
+        causal.
+        """
         return torch.cat([torch.zeros_like(q[:, :, :1]), q], dim=2), *self.beside(k, v)
 
 
 def kernel_takes(query: Tensor, value: Tensor, dropout: float) -> bool:
-    """Say whether torch's variable-length kernel computes attention of these tensors, `(tokens, heads, head size)`."""
+    """Say whether torch's variable-length kernel computes attention of these tensors, `(tokens,
+    heads, head size)`.
+    """
     size = query.shape[-1]
     fits = size == value.shape[-1] and size <= KERNEL_HEAD_SIZE and size % 8 == 0
     return (
@@ -453,7 +483,9 @@ def _variable_length(
 
 
 def can_pack(backbone: PreTrainedModel) -> bool:
-    """Say whether a backbone's attention can be replaced at all; some families (MPNet, DeBERTa) compute it by themselves."""
+    """Say whether a backbone's attention can be replaced at all; some families (MPNet, DeBERTa)
+    compute it by themselves.
+    """
     return bool(type(backbone)._can_set_attn_implementation())
 
 

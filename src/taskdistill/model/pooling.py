@@ -12,12 +12,8 @@ from taskdistill.types import Pooling
 def pool(hidden: Tensor, groups: PackedBounds, pooling: Pooling) -> Tensor:
     """Pool a packed stream.
 
-    Args:
-        hidden: Hidden states, `(tokens, D)`.
-        pooling: `last` and `cls` take one token, `mean` all of a text (section 2.5).
-
-    Returns:
-        `(texts, D)` in stream order, not normalised.
+    `hidden`: hidden states, `(tokens, D)`. `pooling`: `last` and `cls` take one token, `mean` all
+    of a text (section 2.5). Returns `(texts, D)` in stream order, not normalised.
     """
     if pooling is Pooling.LAST:
         return hidden[groups.starts[1:].long() - 1]
@@ -35,12 +31,8 @@ def pool(hidden: Tensor, groups: PackedBounds, pooling: Pooling) -> Tensor:
 def pool_padded(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     """Pool a padded batch, whichever side the padding is on.
 
-    Args:
-        hidden: Hidden states, `(B, L, D)`.
-        mask: 1 for a real token, `(B, L)`.
-
-    Returns:
-        `(B, D)`, not normalised.
+    `hidden`: hidden states, `(B, L, D)`. `mask`: 1 for a real token, `(B, L)`. Returns `(B, D)`,
+    not normalised.
     """
     if pooling is Pooling.MEAN:
         weights = mask.unsqueeze(-1).to(hidden.dtype)

@@ -1,4 +1,6 @@
-"""The student-side projection: a trained linear map from the student's space to the teacher's (section 4.1)."""
+"""The student-side projection: a trained linear map from the student's space to the teacher's
+(section 4.1).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 
 
 class Projection(nn.Module):
-    """psi(z) = W z + b with W `(T, D)`; a prefix of z uses the same columns of W (section 5.5, option 2)."""
+    """psi(z) = W z + b with W `(T, D)`; a prefix of z uses the same columns of W (section 5.5,
+    option 2).
+    """
 
     def __init__(
         self,
@@ -21,9 +25,9 @@ class Projection(nn.Module):
     ) -> None:
         """Start the map.
 
-        Args:
-            teacher_dim: Teacher size T, or those of several teachers, whose vectors stand side by side and whose sum is T.
-            init: `default` draws W and b as torch's linear layer does; `identity` puts ones on the diagonal of each teacher's rows.
+        `teacher_dim`: teacher size T, or those of several teachers, whose vectors stand side by
+        side and whose sum is T. `init`: `default` draws W and b as torch's linear layer does;
+        `identity` puts ones on the diagonal of each teacher's rows.
         """
         super().__init__()
         widths = [teacher_dim] if isinstance(teacher_dim, int) else list(teacher_dim)
@@ -39,10 +43,6 @@ class Projection(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """Carry vectors or prefixes of vectors into the teacher's space.
 
-        Args:
-            vectors: `(N, k)` with k at most D.
-
-        Returns:
-            `(N, T)`, not normalised.
+        `vectors`: `(N, k)` with k at most D. Returns `(N, T)`, not normalised.
         """
         return F.linear(vectors, self.weight[:, : vectors.shape[1]], self.bias)

@@ -1,4 +1,6 @@
-"""A smaller backbone from a bigger one without training: which layers to keep, and which neurons of the feed-forward parts."""
+"""A smaller backbone from a bigger one without training: which layers to keep, and which neurons of
+the feed-forward parts.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,7 @@ BATCH = 64
 
 
 def embed_all(module: TransformerModel, ids: Sequence[np.ndarray]) -> Tensor:
-    """Embed texts without gradients.
-
-    Returns:
-        Unit rows `(texts, D)`.
-    """
+    """Embed texts without gradients. Returns unit rows `(texts, D)`."""
     with torch.inference_mode():
         parts = [module.embed(ids[i : i + BATCH]).float().cpu() for i in range(0, len(ids), BATCH)]
     return nn.functional.normalize(torch.cat(parts), dim=-1)
@@ -36,20 +34,14 @@ def choose_layers(
     count: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[int], float]:
-    """Find layers to keep by a short search: drop, one after the other, the layer without which the vectors change least.
+    """Find layers to keep by a short search: drop, one after the other, the layer without which the
+    vectors change least.
 
-    It needs no labels and no training, and tries at most n (n + 1) / 2 sets of n layers.
-
-    Args:
-        module: The model; it is as before afterwards.
-        ids: Token ids of texts that show the model at work.
-        progress: Called with (sets tried, sets in all).
-
-    Returns:
-        Ascending indices, and the mean cosine between the vectors with these layers and with all.
-
-    Raises:
-        BadInput: If the model has not that many layers.
+    It needs no labels and no training, and tries at most n (n + 1) / 2 sets of n layers. `module`:
+    the model; it is as before afterwards. `ids`: token ids of texts that show the model at work.
+    `progress`: called with (sets tried, sets in all). Returns ascending indices, and the mean
+    cosine between the vectors with these layers and with all. Raises BadInput if the model has not
+    that many layers.
     """
     backbone, total_layers = module.backbone, len(layers_of(module.backbone))
     if not 1 <= count <= total_layers:
@@ -57,7 +49,8 @@ def choose_layers(
     fixed = fixed_layers(backbone) if count < total_layers else set()
     if count < max(1, len(fixed)):
         raise BadInput(
-            f"cannot keep {count} layers: layers {sorted(fixed)} of a {backbone.config.model_type} are built otherwise and stay"
+            f"cannot keep {count} layers: layers {sorted(fixed)} of a {backbone.config.model_type}"
+            " are built otherwise and stay"
         )
     full, layers_left, cosine, tried = embed_all(module, ids), list(range(total_layers)), 1.0, 0
     total = sum(size - len(fixed) for size in range(count + 1, total_layers + 1))
@@ -84,13 +77,9 @@ def keep_only(module: TransformerModel, layers: Sequence[int]) -> None:
 def narrow(module: TransformerModel, ids: Sequence[np.ndarray], width: int) -> None:
     """Slice the feed-forward part of every layer to its most used neurons, in place.
 
-    A neuron counts by the mean size of its activation on the texts, times the length of the column that carries it back.
-
-    Args:
-        ids: Token ids of texts that show the model at work.
-
-    Raises:
-        BadInput: If a layer has fewer neurons, or its feed-forward part is of a form that is not known.
+    A neuron counts by the mean size of its activation on the texts, times the length of the column
+    that carries it back. `ids`: token ids of texts that show the model at work. Raises BadInput if
+    a layer has fewer neurons, or its feed-forward part is of a form that is not known.
     """
     parts = [_feed_forward(layer) for layer in layers_of(module.backbone)]
     now = min(back.in_features for _, back in parts)
@@ -145,7 +134,8 @@ def _feed_forward(layer: nn.Module) -> tuple[list[nn.Linear], nn.Linear]:
     )
     if len(linear) != len(result) or others:  # a norm of the neurons would have to be cut too
         raise BadInput(
-            f"cannot slice the feed-forward part of a {type(layer).__name__}; use a BERT-like, EuroBERT, ModernBERT, Qwen3 or Llama-like model"
+            f"cannot slice the feed-forward part of a {type(layer).__name__}; use a BERT-like,"
+            " EuroBERT, ModernBERT, Qwen3 or Llama-like model"
         )
     return linear[:-1], linear[-1]
 

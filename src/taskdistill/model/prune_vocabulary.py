@@ -1,4 +1,6 @@
-"""Vocabulary pruning: tokenizer and token table shrink together, and a text whose tokens all stay keeps its ids' vectors exactly."""
+"""Vocabulary pruning: tokenizer and token table shrink together, and a text whose tokens all stay
+keeps its ids' vectors exactly.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,7 @@ BYTES = 256
 def used_tokens(
     tokenizer: TextTokenizer, texts: Sequence[str], prompts: Collection[str] = ("",)
 ) -> set[int]:
-    """Find the tokens of some texts.
-
-    Returns:
-        Ids, special tokens among them.
-    """
+    """Find the tokens of some texts. Returns ids, special tokens among them."""
     result: set[int] = set()
     for prompt in prompts:
         for ids in tokenizer.ids(texts, prompt=prompt, max_length=1_000_000).ids:
@@ -39,18 +37,12 @@ def prune_tokenizer(
 ) -> tuple[TextTokenizer, np.ndarray]:
     """Cut a tokenizer down to some tokens, and to what it needs to read any text at all.
 
-    Beside the tokens asked for stay: added and special tokens, the unknown token, single characters or bytes, and the parts from which
-    merges make the kept tokens. A text whose tokens all stay is cut as before: WordPiece takes the longest piece that is there, the best
-    path of a unigram model stays the best, and the merges of BPE on the way to a kept token all stay.
-
-    Args:
-        tokenizer: The tokenizer; it is not changed.
-
-    Returns:
-        The new tokenizer, and the old id of each of its ids.
-
-    Raises:
-        BadInput: If the tokenizer's model is of a kind that cannot be cut.
+    Beside the tokens asked for stay: added and special tokens, the unknown token, single characters
+    or bytes, and the parts from which merges make the kept tokens. A text whose tokens all stay is
+    cut as before: WordPiece takes the longest piece that is there, the best path of a unigram model
+    stays the best, and the merges of BPE on the way to a kept token all stay. `tokenizer`: the
+    tokenizer; it is not changed. Returns the new tokenizer, and the old id of each of its ids.
+    Raises BadInput if the tokenizer's model is of a kind that cannot be cut.
     """
     spec = json.loads(tokenizer.to_json())
     model, kind = spec["model"], spec["model"].get("type", "BPE")
@@ -76,13 +68,18 @@ def prune_tokenizer(
     )
     new = {int(number): place for place, number in enumerate(old)}
     _renumber(spec, model, kind, pieces, new)
-    return TextTokenizer(
-        Tokenizer.from_str(json.dumps(spec, ensure_ascii=False)), special=tokenizer.special
-    ), old
+    return (
+        TextTokenizer(
+            Tokenizer.from_str(json.dumps(spec, ensure_ascii=False)), special=tokenizer.special
+        ),
+        old,
+    )
 
 
 def _needed(model: Mapping[str, Any], kind: str, pieces: Mapping[str, int]) -> set[int]:
-    """Tokens without which some text could not be written: the unknown one, single characters and bytes."""
+    """Tokens without which some text could not be written: the unknown one, single characters and
+    bytes.
+    """
     prefix = model.get("continuing_subword_prefix") or ""
     single = {
         number
@@ -178,9 +175,8 @@ def prune_embeddings(module: TransformerModel | StaticModel, old: np.ndarray) ->
 def replace_embeddings(module: TransformerModel, rows: Tensor, place: Mapping[int, int]) -> None:
     """Give a backbone another token table, in place.
 
-    Args:
-        rows: The new table, `(new pieces, D)`.
-        place: Old id to new id of the tokens that both have; special ones that are not in it are no longer named by the configuration.
+    `rows`: the new table, `(new pieces, D)`. `place`: old id to new id of the tokens that both
+    have; special ones that are not in it are no longer named by the configuration.
     """
     table = module.backbone.get_input_embeddings()
     assert isinstance(table, nn.Embedding)

@@ -14,11 +14,10 @@ from taskdistill.errors import BadInput
 def set_rope_theta(backbone: PreTrainedModel, theta: float) -> None:
     """Change the RoPE theta and rebuild the frequencies (section 4.4).
 
-    In families whose windowed layers have a theta of their own (Gemma 3, ModernBERT), that of the layers which see whole texts is
-    changed; a windowed layer looks no further than its window. Where every layer has a window, all are changed.
-
-    Raises:
-        BadInput: If the backbone has no rotary positions, or keeps its frequencies where they cannot be rebuilt.
+    In families whose windowed layers have a theta of their own (Gemma 3, ModernBERT), that of the
+    layers which see whole texts is changed; a windowed layer looks no further than its window.
+    Where every layer has a window, all are changed. Raises BadInput if the backbone has no rotary
+    positions, or keeps its frequencies where they cannot be rebuilt.
     """
     kind, chosen = backbone.config.model_type, _rope_settings(backbone.config)
     if not chosen:
@@ -64,17 +63,18 @@ def set_rope_theta(backbone: PreTrainedModel, theta: float) -> None:
         for settings, own_theta in zip(chosen, thetas, strict=True):
             settings["rope_theta"] = own_theta
         raise BadInput(
-            f"rope_theta {theta} has no effect: the frequencies of a {kind} backbone cannot be rebuilt from it; remove the key"
+            f"rope_theta {theta} has no effect: the frequencies of a {kind} backbone cannot be"
+            " rebuilt from it; remove the key"
         )
     for name, module in tables.items():
         backbone.set_submodule(name, module)
 
 
 def check_frequencies(backbone: PreTrainedModel, where: object) -> None:
-    """Refuse rotary positions of which nothing can be computed, such as those of a theta or a factor of 0.
+    """Refuse rotary positions of which nothing can be computed, such as those of a theta or a
+    factor of 0.
 
-    Raises:
-        BadInput: If a frequency is no finite number.
+    Raises BadInput if a frequency is no finite number.
     """
     for name, value in backbone.named_buffers():
         if (
@@ -83,22 +83,24 @@ def check_frequencies(backbone: PreTrainedModel, where: object) -> None:
             and not bool(torch.isfinite(value).all())
         ):
             raise BadInput(
-                f"{where}: the rotary frequencies are not finite; correct rope_parameters ({backbone.config.rope_parameters})"
+                f"{where}: the rotary frequencies are not finite; correct rope_parameters"
+                f" ({backbone.config.rope_parameters})"
             )
 
 
 def rope_theta(backbone: PreTrainedModel) -> float | None:
     """Read the RoPE theta in force, where layers differ that of the layers which see whole texts.
 
-    Returns:
-        The base, or None for a backbone without rotary positions.
+    Returns the base, or None for a backbone without rotary positions.
     """
     chosen = _rope_settings(backbone.config)
     return float(chosen[0]["rope_theta"]) if chosen else None
 
 
 def _rope_settings(config: PretrainedConfig) -> list[dict[str, Any]]:
-    """Find the settings that hold the theta: one for all layers, or those of the kinds of layers that see whole texts."""
+    """Find the settings that hold the theta: one for all layers, or those of the kinds of layers
+    that see whole texts.
+    """
     rope = getattr(config, "rope_parameters", None)
     by_layer = any(
         "rope_theta" in key and isinstance(value, list) for key, value in vars(config).items()

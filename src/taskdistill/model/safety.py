@@ -1,4 +1,6 @@
-"""What a model folder may hold: checked from sizes and headers alone, before anything is allocated or run."""
+"""What a model folder may hold: checked from sizes and headers alone, before anything is allocated
+or run.
+"""
 
 from __future__ import annotations
 
@@ -68,24 +70,25 @@ class TensorHeader:
 
 
 def check_file(path: Path, folder: Path) -> None:
-    """Refuse a file that is a link out of its model folder; a Hub cache's links to its own blobs are allowed.
+    """Refuse a file that is a link out of its model folder; a Hub cache's links to its own blobs
+    are allowed.
 
-    Raises:
-        BadInput: If the file lies elsewhere.
+    Raises BadInput if the file lies elsewhere.
     """
     real, root = path.resolve(), folder.resolve()
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
     if not real.is_relative_to(root) and not real.is_relative_to(blobs):
         raise BadInput(
-            f"{path} is a link to {real}, outside the model folder; copy the file itself into the folder"
+            f"{path} is a link to {real}, outside the model folder; copy the file itself into the"
+            " folder"
         )
 
 
 def check_folder_files(folder: Path) -> None:
-    """Look over a model folder: no link leads out of it, no JSON file is absurdly large, no adapter stands in for the base.
+    """Look over a model folder: no link leads out of it, no JSON file is absurdly large, no adapter
+    stands in for the base.
 
-    Raises:
-        BadInput: On the first such file.
+    Raises BadInput on the first such file.
     """
     for path in sorted([*folder.glob("*"), *folder.glob("*_*/*"), *folder.glob("adapters/*/*")]):
         if path.suffix in {".json", ".safetensors", ".txt", ".model"}:
@@ -97,25 +100,21 @@ def check_folder_files(folder: Path) -> None:
             and path.stat().st_size > JSON_LIMIT
         ):
             raise BadInput(
-                f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are accepted; it is no configuration file"
+                f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are accepted; it is"
+                " no configuration file"
             )
     if (folder / "adapter_config.json").exists():
         raise BadInput(
-            f"{folder}/adapter_config.json names another base model to load; merge the adapter first, or keep it below adapters/"
+            f"{folder}/adapter_config.json names another base model to load; merge the adapter"
+            " first, or keep it below adapters/"
         )
 
 
 def task_folder(folder: Path, task: str) -> Path:
     """Find the folder of a task's adapter.
 
-    Args:
-        task: Name of the task, from a file of the folder.
-
-    Returns:
-        `adapters/<task>` below the folder.
-
-    Raises:
-        BadInput: If the name could lead elsewhere.
+    `task`: name of the task, from a file of the folder. Returns `adapters/<task>` below the folder.
+    Raises BadInput if the name could lead elsewhere.
     """
     if not isinstance(task, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", task):
         raise BadInput(f"{folder} names a task {task!r}; letters, digits, - and _ are accepted")
@@ -125,8 +124,7 @@ def task_folder(folder: Path, task: str) -> Path:
 def remote_code_keys(raw: Any) -> list[str]:
     """Find the keys of a configuration that name code, at any depth.
 
-    Returns:
-        The keys, empty if there are none.
+    Returns the keys, empty if there are none.
     """
     result: list[str] = []
     pending: list[Any] = [raw]
@@ -149,14 +147,12 @@ def _names_code(key: str, value: Any) -> bool:
 
 
 def check_safetensors(path: Path) -> dict[str, TensorHeader]:
-    """Read the header of a safetensors file and check all that it claims against the size of the file.
+    """Read the header of a safetensors file and check all that it claims against the size of the
+    file.
 
-    Args:
-        path: The file; only its header is read.
-
-    Raises:
-        BadInput: If the header is too large, is no JSON object, repeats a name, or its tensors overlap, leave gaps,
-            have unknown types, or are not as long as their shapes say.
+    `path`: the file; only its header is read. Raises BadInput if the header is too large, is no
+    JSON object, repeats a name, or its tensors overlap, leave gaps, have unknown types, or are not
+    as long as their shapes say.
     """
     if not path.is_file():
         raise BadInput(f"{path} is missing; copy the model folder again")
@@ -167,7 +163,8 @@ def check_safetensors(path: Path) -> dict[str, TensorHeader]:
         if not 2 <= length <= min(HEADER_LIMIT, size - 8):
             raise _malformed(
                 path,
-                f"its header claims {length} bytes, the file has {size}, at most {HEADER_LIMIT} are accepted",
+                f"its header claims {length} bytes, the file has {size}, at most {HEADER_LIMIT} are"
+                " accepted",
             )
         text = stream.read(length)
     try:
@@ -201,7 +198,8 @@ def _check_layout(path: Path, header: Mapping[str, Any], data: int) -> dict[str,
         if math.prod(shape) * ITEM_BYTES[dtype] != end - begin or end > data:
             raise _malformed(
                 path,
-                f"tensor {name[:80]!r} of shape {list(shape)} and type {dtype} does not fill bytes {begin} to {end} of {data}",
+                f"tensor {name[:80]!r} of shape {list(shape)} and type {dtype} does not fill bytes"
+                f" {begin} to {end} of {data}",
             )
         entries[name] = TensorHeader(dtype, shape)
         extents.append((begin, end))
@@ -218,8 +216,7 @@ def _check_layout(path: Path, header: Mapping[str, Any], data: int) -> dict[str,
 def check_weights(folder: Path) -> dict[str, TensorHeader]:
     """Check a folder's weights, in one file or in shards, from their headers.
 
-    Raises:
-        BadInput: If there are no safetensors, a header lies, or the index names a file elsewhere.
+    Raises BadInput if there are no safetensors, a header lies, or the index names a file elsewhere.
     """
     if (folder / "model.safetensors").exists():
         return check_safetensors(folder / "model.safetensors")
@@ -227,7 +224,8 @@ def check_weights(folder: Path) -> dict[str, TensorHeader]:
     if not index.exists():
         other = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         raise BadInput(
-            f"{folder} has no model.safetensors{f' but {other}' if other else ''}; pickled weights are never read: convert them to safetensors first"
+            f"{folder} has no model.safetensors{f' but {other}' if other else ''}; pickled weights"
+            " are never read: convert them to safetensors first"
         )
     try:
         table = json.loads(index.read_text("utf-8"))["weight_map"]
@@ -240,18 +238,21 @@ def check_weights(folder: Path) -> dict[str, TensorHeader]:
     for shard in shards:
         if not isinstance(shard, str) or shard in {".", ".."} or "/" in shard or "\\" in shard:
             raise BadInput(
-                f"{index} names the file {shard!r}, outside the model folder; shards lie beside their index"
+                f"{index} names the file {shard!r}, outside the model folder; shards lie beside"
+                " their index"
             )
         check_file(folder / shard, folder)
         for name, entry in check_safetensors(folder / shard).items():
             if table.get(name) != shard or name in result:
                 raise BadInput(
-                    f"{index} and {shard} disagree about tensor {name[:80]!r}; copy the model folder again"
+                    f"{index} and {shard} disagree about tensor {name[:80]!r}; copy the model"
+                    " folder again"
                 )
             result[name] = entry
     if missing := sorted(table.keys() - result.keys()):
         raise BadInput(
-            f"{index} lists {len(missing)} tensors that no shard holds, {missing[:3]} first; copy the model folder again"
+            f"{index} lists {len(missing)} tensors that no shard holds, {missing[:3]} first; copy"
+            " the model folder again"
         )
     return result
 
@@ -267,14 +268,11 @@ def check_fits(
 ) -> None:
     """Compare the tensors that an architecture has with those that a file's header describes.
 
-    Args:
-        needed: Tensor name to shape, in every form that is read; the file has to fit one of them.
-        prefix: What files of models with a head put before the names.
-        aliases: Further names of tensors that have several, to the one in `needed`.
-        passed_over: Beginnings of names of parts that are not read, such as the decoder of an encoder-decoder.
-
-    Raises:
-        BadInput: On a missing, unknown, misshapen or mistyped tensor; heads of other uses, such as `lm_head`, are passed over.
+    `needed`: tensor name to shape, in every form that is read; the file has to fit one of them.
+    `prefix`: what files of models with a head put before the names. `aliases`: further names of
+    tensors that have several, to the one in `needed`. `passed_over`: beginnings of names of parts
+    that are not read, such as the decoder of an encoder-decoder. Raises BadInput on a missing,
+    unknown, misshapen or mistyped tensor; heads of other uses, such as `lm_head`, are passed over.
     """
     known = {name for form in needed for name in form}
     inside = [
@@ -303,16 +301,19 @@ def check_fits(
     wrong, missing, extra, form = min(faults, key=lambda one: one[0])
     if wrong:
         raise BadInput(
-            f"{path} does not fit its config.json: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown {extra[:3]}"
+            f"{path} does not fit its config.json: {len(missing)} tensors missing {missing[:3]},"
+            f" {len(extra)} unknown {extra[:3]}"
         )
     for name, shape in form.items():
         if held[name].shape != shape:
             raise BadInput(
-                f"{path}: {name} has shape {list(held[name].shape)}, its config.json asks for {list(shape)}"
+                f"{path}: {name} has shape {list(held[name].shape)}, its config.json asks for"
+                f" {list(shape)}"
             )
         if held[name].dtype not in WEIGHT_TYPES:
             raise BadInput(
-                f"{path}: {name} has type {held[name].dtype}; weights are read as {', '.join(sorted(WEIGHT_TYPES))}"
+                f"{path}: {name} has type {held[name].dtype}; weights are read as"
+                f" {', '.join(sorted(WEIGHT_TYPES))}"
             )
 
 

@@ -1,4 +1,6 @@
-"""Models as a plan needs them: the architecture without its weights, and the tokenizer where one is at hand."""
+"""Models as a plan needs them: the architecture without its weights, and the tokenizer where one is
+at hand.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
         "rope_theta": 250_000,
     },
 }
-"""Architectures of the paper's models, for a plan that can reach neither their files nor the Hub."""
+"""Architectures of the paper's models, for a plan that can reach neither their files nor the Hub.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,7 @@ class ModelSketch:
     def tokenizer(self) -> TextTokenizer | None:
         """Read the model's tokenizer.
 
-        Returns:
-            The tokenizer, or None where its file is not at hand.
+        Returns the tokenizer, or None where its file is not at hand.
         """
         return (
             TextTokenizer.load(self.folder)
@@ -85,17 +87,13 @@ class ModelSketch:
 def sketch(
     model: str, revision: str | None = None, *, trust_remote_code: bool = False
 ) -> ModelSketch:
-    """Build the architecture of a model from its configuration alone; no weight is allocated or fetched.
+    """Build the architecture of a model from its configuration alone; no weight is allocated or
+    fetched.
 
-    Args:
-        model: A folder, `all-MiniLM-L6-v2`, or a Hub id, of which configuration and tokenizer are fetched if the Hub can be reached.
-        trust_remote_code: Whether code named by the configuration may run.
-
-    Returns:
-        The sketch. Where weights are at hand, their headers were compared with the architecture.
-
-    Raises:
-        BadInput: If nothing tells the architecture, or the folder is refused.
+    `model`: a folder, `all-MiniLM-L6-v2`, or a Hub id, of which configuration and tokenizer are
+    fetched if the Hub can be reached. `trust_remote_code`: whether code named by the configuration
+    may run. Returns the sketch. Where weights are at hand, their headers were compared with the
+    architecture. Raises BadInput if nothing tells the architecture, or the folder is refused.
     """
     folder = _folder(model, revision)
     if folder is None:
@@ -129,8 +127,9 @@ def _folder(model: str, revision: str | None) -> Path | None:
         if name in KNOWN:
             return None
         raise BadInput(
-            f"the size of {model} is not known: no folder of that name is here, and the Hub did not give its config.json "
-            f"({type(error).__name__}); copy config.json and tokenizer.json into a folder and name that"
+            f"the size of {model} is not known: no folder of that name is here, and the Hub did not"
+            f" give its config.json ({type(error).__name__}); copy config.json and tokenizer.json"
+            " into a folder and name that"
         ) from None
     if not (folder / "config.json").is_file():
         if name in KNOWN:

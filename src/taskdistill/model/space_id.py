@@ -1,4 +1,6 @@
-"""Ids of models that the files of a folder alone do not give: those of earlier versions, and of models in memory."""
+"""Ids of models that the files of a folder alone do not give: those of earlier versions, and of
+models in memory.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,9 @@ if TYPE_CHECKING:
 def former_space_ids(settings: ModelSettings, space_id: str, version: int) -> list[str]:
     """Say by which ids earlier versions knew a model's space.
 
-    Since manifests say the present id too, the earlier ones hold only where nothing of the space was changed since the folder was written.
-
-    Args:
-        settings: Settings of the model as they are in its manifest.
+    Since manifests say the present id too, the earlier ones hold only where nothing of the space
+    was changed since the folder was written. `settings`: settings of the model as they are in its
+    manifest.
     """
     if version >= 2:
         return settings.former_space_ids if settings.space_id == space_id else []
@@ -28,17 +29,15 @@ def former_space_ids(settings: ModelSettings, space_id: str, version: int) -> li
 
 
 def base_space_id(model: Model) -> str:
-    """Hash the base of a model in memory, as space ids were made before they were made of files and settings.
+    """Hash the base of a model in memory, as space ids were made before they were made of files and
+    settings.
 
-    Args:
-        model: The model, in float32.
-
-    Returns:
-        32 hexadecimal digits.
+    `model`: the model, in float32. Returns 32 hexadecimal digits.
     """
     digest = hashlib.sha256(model.tokenizer.to_json().encode())
     digest.update(
-        f"{_pooling(model)} {model.settings.rope_theta} {sorted((str(name), text) for name, text in model.settings.prompts.items())}".encode()
+        f"{_pooling(model)} {model.settings.rope_theta}"
+        f" {sorted((str(name), text) for name, text in model.settings.prompts.items())}".encode()
     )
     for name, tensor in sorted(model.module.named_parameters()):
         if "lora_" not in name:
@@ -48,10 +47,10 @@ def base_space_id(model: Model) -> str:
 
 
 def memory_files(model: Model) -> dict[str, str]:
-    """Hash what stands for the deciding files of a base that is never written, so that its scores can be kept under its hash.
+    """Hash what stands for the deciding files of a base that is never written, so that its scores
+    can be kept under its hash.
 
-    Returns:
-        What stands for `Model.files`.
+    Returns what stands for `Model.files`.
     """
     tokenizer = hashlib.sha256(model.tokenizer.to_json().encode()).hexdigest()
     return {

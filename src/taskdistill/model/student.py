@@ -1,4 +1,6 @@
-"""Models that turn token ids into vectors: a transformer on the packed stream, and a static token table."""
+"""Models that turn token ids into vectors: a transformer on the packed stream, and a static token
+table.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from taskdistill.model.pooling import pool
 from taskdistill.types import Pooling
 
 LIKE_LENGTHS = 0.75
-"""The shortest text of a padded batch has at least this share of its longest one's tokens, which bounds what is computed in vain."""
+"""The shortest text of a padded batch has at least this share of its longest one's tokens, which
+bounds what is computed in vain.
+"""
 
 TRIED_LENGTH = 7
 """Tokens of the text on which training is tried."""
@@ -54,9 +58,8 @@ class TransformerModel(nn.Module):
     def __init__(self, backbone: PreTrainedModel, pooling: Pooling) -> None:
         """Join a backbone and a pooling.
 
-        Args:
-            backbone: A model of transformers; a family that can be packed is switched to the packed attention.
-            pooling: How tokens become one vector.
+        `backbone`: a model of transformers; a family that can be packed is switched to the packed
+        attention. `pooling`: how tokens become one vector.
         """
         super().__init__()
         self.batching = batching_of(backbone)
@@ -83,11 +86,8 @@ class TransformerModel(nn.Module):
     def select(self, task: str | None) -> None:
         """Switch to a task's adapter.
 
-        Args:
-            task: Name of an adapter, or None for the base.
-
-        Raises:
-            BadInput: If the model has no such adapter.
+        `task`: name of an adapter, or None for the base. Raises BadInput if the model has no such
+        adapter.
         """
         if task is not None and task not in self.tasks:
             hint = (
@@ -101,8 +101,7 @@ class TransformerModel(nn.Module):
     def token_vectors(self, packed: PackedBatch) -> Tensor:
         """Look up the rows of the token table, as they stand there, for `hidden`.
 
-        Returns:
-            `(tokens, hidden size)`.
+        Returns `(tokens, hidden size)`.
         """
         return F.embedding(packed.ids, self.backbone.get_input_embeddings().weight)
 
@@ -110,12 +109,10 @@ class TransformerModel(nn.Module):
     def check_training(self, *, table: bool) -> None:
         """Try on a short text that training computes what encoding will.
 
-        Args:
-            table: Whether the token table is trained, by its rows instead of ids.
-
-        Raises:
-            BadInput: If the backbone does something at random in training, or rows give other states than ids because the family
-                reads ids elsewhere too or norms what it looks up, so that no gradient of the table would be right.
+        `table`: whether the token table is trained, by its rows instead of ids. Raises BadInput if
+        the backbone does something at random in training, or rows give other states than ids
+        because the family reads ids elsewhere too or norms what it looks up, so that no gradient of
+        the table would be right.
         """
         packed = pack([check_ids(self.backbone, TRIED_LENGTH)[0].cpu().numpy()]).to(self.device)
         training, kind = self.training, type(self.backbone).__name__
@@ -129,22 +126,21 @@ class TransformerModel(nn.Module):
             self.train(training)
         if random:
             raise BadInput(
-                f"a {kind} does something at random in training that cannot be switched off here; take a family of docs/families.md"
+                f"a {kind} does something at random in training that cannot be switched off here;"
+                " take a family of docs/families.md"
             )
         if rows:
             raise BadInput(
-                f"the token table of a {kind} cannot be trained here: the family reads token ids elsewhere too, or changes rows when it "
-                f"looks them up; train adapters only, or take a family of docs/families.md"
+                f"the token table of a {kind} cannot be trained here: the family reads token ids"
+                " elsewhere too, or changes rows when it looks them up; train adapters only, or"
+                " take a family of docs/families.md"
             )
 
     def hidden(self, packed: PackedBatch, token_vectors: Tensor | None = None) -> Tensor:
         """Run the backbone over a stream.
 
-        Args:
-            token_vectors: Rows of the token table to use instead of looking them up.
-
-        Returns:
-            Hidden states `(tokens, D)`.
+        `token_vectors`: rows of the token table to use instead of looking them up. Returns hidden
+        states `(tokens, D)`.
         """
         tokens = packed.ids if token_vectors is None else token_vectors * self.embedding_scale
         if self.batching is Batching.PACKED:
@@ -168,7 +164,9 @@ class TransformerModel(nn.Module):
         return torch.cat([own_forward(self.backbone, run).flatten(0, 1) for run in runs])
 
     def _padded(self, tokens: Tensor, runs: Sequence[tuple[int, int, int]]) -> Tensor:
-        """Run texts of like length as one batch, padded on the right by their own last tokens, which the mask hides."""
+        """Run texts of like length as one batch, padded on the right by their own last tokens,
+        which the mask hides.
+        """
         lengths = torch.tensor(
             [length for _, count, length in runs for _ in range(count)], device=tokens.device
         )
@@ -183,19 +181,11 @@ class TransformerModel(nn.Module):
         return states[mask]
 
     def pooled(self, packed: PackedBatch, token_vectors: Tensor | None = None) -> Tensor:
-        """Run the backbone and pool.
-
-        Returns:
-            `(texts, D)` in stream order, not normalised.
-        """
+        """Run the backbone and pool. Returns `(texts, D)` in stream order, not normalised."""
         return pool(self.hidden(packed, token_vectors), packed.groups, self.pooling)
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
-        """Turn token ids into vectors.
-
-        Returns:
-            `(texts, D)` in the order given, not normalised.
-        """
+        """Turn token ids into vectors. Returns `(texts, D)` in the order given, not normalised."""
         packed = pack(ids).to(self.device)
         vectors = self.pooled(packed)
         return torch.empty_like(vectors).index_copy(0, packed.order, vectors)
@@ -217,7 +207,9 @@ def like_lengths(runs: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, i
 
 
 class StaticModel(nn.Module):
-    """One vector per token; a text is the mean of its tokens' vectors, whose lengths are the weights."""
+    """One vector per token; a text is the mean of its tokens' vectors, whose lengths are the
+    weights.
+    """
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
@@ -226,19 +218,14 @@ class StaticModel(nn.Module):
         self.embedding_dim: int = table.shape[1]
 
     def select(self, task: str | None) -> None:
-        """Refuse a task: a static model has no adapters.
-
-        Raises:
-            BadInput: If a task is asked for.
-        """
+        """Refuse a task: a static model has no adapters. Raises BadInput if a task is asked for."""
         if task is not None:
             raise BadInput(f"a static model has no adapter for task {task!r}; leave the task out")
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
         """Turn token ids into vectors.
 
-        Returns:
-            `(texts, D)`, not normalised; a text without tokens gives a zero vector.
+        Returns `(texts, D)`, not normalised; a text without tokens gives a zero vector.
         """
         lengths = np.fromiter((len(text) for text in ids), dtype=np.int64, count=len(ids))
         flat = np.concatenate(ids).astype(np.int64) if len(ids) else np.zeros(0, np.int64)

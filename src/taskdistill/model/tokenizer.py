@@ -1,4 +1,6 @@
-"""Strings become token ids here and nowhere else: prompt, truncation, special tokens, for teacher, training and encoding alike."""
+"""Strings become token ids here and nowhere else: prompt, truncation, special tokens, for teacher,
+training and encoding alike.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from taskdistill.model.backbone import read_json
 from taskdistill.model.tokenizer_safety import check_tokenizer
 
 CHARACTERS_PER_TOKEN = 24
-"""A text is first cut to this many characters per token allowed, so that a huge text is not tokenised whole."""
+"""A text is first cut to this many characters per token allowed, so that a huge text is not
+tokenised whole.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +36,15 @@ class TokenizedTexts:
 
 
 class TextTokenizer:
-    """A tokenizer with one way to make ids of a text: prompt first, cut at the end, special tokens kept."""
+    """A tokenizer with one way to make ids of a text: prompt first, cut at the end, special tokens
+    kept.
+    """
 
     def __init__(self, backend: Tokenizer, *, special: bool = True) -> None:
         """Wrap a fast tokenizer.
 
-        Args:
-            backend: Tokenizer of the `tokenizers` library.
-            special: Whether the tokenizer's own special tokens are added.
+        `backend`: tokenizer of the `tokenizers` library. `special`: whether the tokenizer's own
+        special tokens are added.
         """
         backend.no_padding()
         backend.no_truncation()
@@ -55,13 +60,13 @@ class TextTokenizer:
     def load(cls, folder: Path, *, special: bool = True) -> TextTokenizer:
         """Read `tokenizer.json` of a model folder.
 
-        Raises:
-            BadInput: If the file is missing or no tokenizer.
+        Raises BadInput if the file is missing or no tokenizer.
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise BadInput(
-                f"{folder} has no tokenizer.json; save the model with a fast tokenizer (AutoTokenizer(...).save_pretrained)"
+                f"{folder} has no tokenizer.json; save the model with a fast tokenizer"
+                " (AutoTokenizer(...).save_pretrained)"
             )
         rows = check_tokenizer(path)
         try:
@@ -86,18 +91,15 @@ class TextTokenizer:
     def ids(self, texts: Sequence[str], *, prompt: str, max_length: int) -> TokenizedTexts:
         """Tokenise texts behind a prompt.
 
-        The end of a text is cut where the whole, with prompt and special tokens, would exceed `max_length`; the prompt
-        and the end-of-sequence token stay.
-
-        Args:
-            max_length: Most tokens of one text, special tokens included.
-
-        Raises:
-            BadInput: If `max_length` leaves no room for a token of text.
+        The end of a text is cut where the whole, with prompt and special tokens, would exceed
+        `max_length`; the prompt and the end-of-sequence token stay. `max_length`: most tokens of
+        one text, special tokens included. Raises BadInput if `max_length` leaves no room for a
+        token of text.
         """
         if max_length <= self.own_tokens:
             raise BadInput(
-                f"max_length {max_length} leaves no room for text beside {self.own_tokens} special tokens; give a larger one"
+                f"max_length {max_length} leaves no room for text beside {self.own_tokens} special"
+                " tokens; give a larger one"
             )
         cap = max_length * CHARACTERS_PER_TOKEN
         cut = [text[:cap] if len(text) > cap else text for text in texts]
@@ -114,8 +116,8 @@ class TextTokenizer:
     def offsets(self, text: str, *, prompt: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokenise one text whole, with the place of each token.
 
-        Returns:
-            Ids `(tokens,)` and character extents in `text` `(tokens, 2)`; tokens of the prompt and special tokens have `(-1, -1)`.
+        Returns ids `(tokens,)` and character extents in `text` `(tokens, 2)`; tokens of the prompt
+        and special tokens have `(-1, -1)`.
         """
         with self._lock:
             self._set_limit(None)
@@ -131,8 +133,7 @@ class TextTokenizer:
     def ends_texts(self) -> bool:
         """Say whether the tokenizer by itself ends every text with a special token.
 
-        Returns:
-            False too where no special tokens are added at all.
+        Returns False too where no special tokens are added at all.
         """
         with self._lock:
             self._set_limit(None)
@@ -140,20 +141,19 @@ class TextTokenizer:
         return bool(marks) and marks[-1] == 1
 
     def end_with(self, token: str) -> None:
-        """Make the tokenizer end every text with a token, unless it already ends texts with a special token by itself.
+        """Make the tokenizer end every text with a token, unless it already ends texts with a
+        special token by itself.
 
-        Args:
-            token: The end-of-sequence token, such as `<|endoftext|>`.
-
-        Raises:
-            BadInput: If the vocabulary has no such token.
+        `token`: the end-of-sequence token, such as `<|endoftext|>`. Raises BadInput if the
+        vocabulary has no such token.
         """
         if self.ends_texts():
             return
         number = self.backend.token_to_id(token)
         if number is None:
             raise BadInput(
-                f"the tokenizer has no token {token!r} to end a text with; name one of its special tokens"
+                f"the tokenizer has no token {token!r} to end a text with; name one of its special"
+                " tokens"
             )
         spec = json.loads(self.backend.to_str())
         spec["post_processor"] = _ending(spec.get("post_processor"), token, number)
@@ -192,7 +192,9 @@ class TextTokenizer:
 
 @contextmanager
 def _whole_characters(texts: Sequence[str]) -> Iterator[None]:
-    """Say which text holds half of a surrogate pair, where the tokenizer only says that it got no string."""
+    """Say which text holds half of a surrogate pair, where the tokenizer only says that it got no
+    string.
+    """
     try:
         yield
     except TypeError:
@@ -202,7 +204,8 @@ def _whole_characters(texts: Sequence[str]) -> Iterator[None]:
             except UnicodeEncodeError as error:
                 near = text[max(0, error.start - 20) : error.start + 20]
                 raise BadInput(
-                    f"a text holds half of a surrogate pair, which is no character, in {near!r}; decode it again or leave it out"
+                    f"a text holds half of a surrogate pair, which is no character, in {near!r};"
+                    " decode it again or leave it out"
                 ) from None
         raise
 
@@ -210,8 +213,7 @@ def _whole_characters(texts: Sequence[str]) -> Iterator[None]:
 def end_token(folder: Path) -> str | None:
     """Read which token a model folder ends its sequences with.
 
-    Returns:
-        `eos_token` of its tokenizer's settings, or None where none is named.
+    Returns `eos_token` of its tokenizer's settings, or None where none is named.
     """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
@@ -223,7 +225,9 @@ def end_token(folder: Path) -> str | None:
 
 
 def _ending(before: dict[str, Any] | None, token: str, number: int) -> dict[str, Any]:
-    """Add an end-of-sequence token to the last template of a post-processor, or a template to a post-processor without one."""
+    """Add an end-of-sequence token to the last template of a post-processor, or a template to a
+    post-processor without one.
+    """
     parts = (
         [] if before is None else before["processors"] if before["type"] == "Sequence" else [before]
     )

@@ -1,4 +1,6 @@
-"""What a tokenizer file may ask for: known steps, regular expressions that end, output no longer than a small multiple of its input."""
+"""What a tokenizer file may ask for: known steps, regular expressions that end, output no longer
+than a small multiple of its input.
+"""
 
 from __future__ import annotations
 
@@ -69,11 +71,9 @@ TOKEN_LIMIT = 4_000_000
 def check_tokenizer(path: Path) -> int:
     """Check a `tokenizer.json` before the tokenizer is built.
 
-    Returns:
-        One more than the largest token id, so that it can be compared with the rows of the token table.
-
-    Raises:
-        BadInput: If it is too large or cut short, or a step, pattern or id is not one that is accepted.
+    Returns one more than the largest token id, so that it can be compared with the rows of the
+    token table. Raises BadInput if it is too large or cut short, or a step, pattern or id is not
+    one that is accepted.
     """
     size = path.stat().st_size
     if size > SIZE_LIMIT:
@@ -106,7 +106,8 @@ def _check_steps(path: Path, spec: Mapping[str, Any]) -> None:
             content = step["content"] if step["type"] == "Replace" else step["prepend"]
             if len(content) > REPLACEMENT_LIMIT:
                 raise BadInput(
-                    f"{path}: a normaliser puts in {len(content)} characters at once, at most {REPLACEMENT_LIMIT} are accepted"
+                    f"{path}: a normaliser puts in {len(content)} characters at once, at most"
+                    f" {REPLACEMENT_LIMIT} are accepted"
                 )
             replaces += 1
             plain = step.get("pattern", {}).get("String", "")
@@ -115,7 +116,8 @@ def _check_steps(path: Path, spec: Mapping[str, Any]) -> None:
             _check_pattern(path, step["pattern"])
     if replaces > REPLACE_LIMIT or growing > 2:
         raise BadInput(
-            f"{path}: {replaces} replacements, {growing} of which lengthen the text; at most {REPLACE_LIMIT} and 2 are accepted"
+            f"{path}: {replaces} replacements, {growing} of which lengthen the text; at most"
+            f" {REPLACE_LIMIT} and 2 are accepted"
         )
     for step in _steps(path, spec.get("pre_tokenizer"), "pretokenizers", PRE_TOKENIZERS):
         if "pattern" in step:
@@ -135,7 +137,8 @@ def _steps(path: Path, step: Any, inner: str, known: frozenset[str]) -> Iterator
         return
     if step["type"] not in known:
         raise BadInput(
-            f"{path} asks for the step {step['type']!r}; accepted here are {', '.join(sorted(known))}"
+            f"{path} asks for the step {step['type']!r}; accepted here are"
+            f" {', '.join(sorted(known))}"
         )
     if step["type"] == "Sequence":
         for part in step[inner]:
@@ -150,17 +153,17 @@ def _check_pattern(path: Path, pattern: Mapping[str, str]) -> None:
         return
     if reason := slow_pattern(text):
         raise BadInput(
-            f"{path}: the regular expression {text[:80]!r} {reason}, which can take for ever; use a plain split such as those of GPT-2 or Qwen"
+            f"{path}: the regular expression {text[:80]!r} {reason}, which can take for ever; use a"
+            " plain split such as those of GPT-2 or Qwen"
         )
 
 
 def slow_pattern(text: str) -> str | None:
-    """Say why a regular expression could need time exponential, or a high power, in the length of a text.
+    """Say why a regular expression could need time exponential, or a high power, in the length of a
+    text.
 
     The patterns of published tokenizers pass: they repeat single characters or classes only.
-
-    Returns:
-        The reason, or None if it is accepted.
+    Returns the reason, or None if it is accepted.
     """
     if len(text) > PATTERN_LIMIT:
         return f"has {len(text)} characters"
@@ -178,7 +181,9 @@ def slow_pattern(text: str) -> str | None:
 
 
 def _without_classes(text: str) -> str:
-    """Replace escapes and character classes by one letter, so that what is left shows groups and repetitions."""
+    """Replace escapes and character classes by one letter, so that what is left shows groups and
+    repetitions.
+    """
     out, i = [], 0
     while i < len(text):
         if text[i] == "\\" and i + 1 < len(text):
@@ -202,11 +207,13 @@ def _rows(path: Path, spec: Mapping[str, Any]) -> int:
     model = spec["model"]
     if model.get("type", "BPE") not in MODELS:
         raise BadInput(
-            f"{path} has a model of type {model.get('type')!r}; accepted are {', '.join(sorted(MODELS))}"
+            f"{path} has a model of type {model.get('type')!r}; accepted are"
+            f" {', '.join(sorted(MODELS))}"
         )
     if model.get("max_input_chars_per_word", 0) > WORD_LIMIT:
         raise BadInput(
-            f"{path}: max_input_chars_per_word is {model['max_input_chars_per_word']}, at most {WORD_LIMIT} is accepted"
+            f"{path}: max_input_chars_per_word is {model['max_input_chars_per_word']}, at most"
+            f" {WORD_LIMIT} is accepted"
         )
     vocabulary = model["vocab"]
     ids = (

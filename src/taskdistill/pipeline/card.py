@@ -147,9 +147,11 @@ def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[d
                     "interval": record["interval"],
                     "teacher": records.get(TEACHER, {}).get(name, {}).get("score"),
                     "language": name_and_language(name)[1] or None,
-                    "command": TRAIN.format(run=run.out.name)
-                    if task is None and model.module.tasks
-                    else again,
+                    "command": (
+                        TRAIN.format(run=run.out.name)
+                        if task is None and model.module.tasks
+                        else again
+                    ),
                 }
             )
     return rows

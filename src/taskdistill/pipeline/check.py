@@ -38,7 +38,7 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
         if settings.average is not None and settings.average.gate and not recipe.evaluation.dev:
             raise BadInput(
                 f"adapters.{task.value}.average.gate needs evaluation.dev sets to decide by; "
-                f"name some or set gate: false"
+                "name some or set gate: false"
             )
     if (
         recipe.stage1 is not None
@@ -90,7 +90,7 @@ def check_student(
     if over := [dim for dim in recipe.evaluation.dims or [] if dim > module.embedding_dim]:
         raise BadInput(
             f"evaluation.dims names {over}, the student's vectors have {module.embedding_dim} "
-            f"dimensions"
+            "dimensions"
         )
 
 
@@ -105,13 +105,13 @@ def _check_phase(name: str, settings: PhaseConfig, module: TransformerModel) -> 
         if length > positions:
             raise BadInput(
                 f"{key} is {length}, the student's backbone has positions for {positions} tokens; "
-                f"set it to that or less"
+                "set it to that or less"
             )
     if settings.rope_theta is not None and rope_theta(module.backbone) is None:
         family = module.backbone.config.model_type
         raise BadInput(
             f"{name}.rope_theta has no effect: a {family} backbone has no rotary positions; "
-            f"remove it"
+            "remove it"
         )
     if isinstance(settings, AdapterConfig):
         try:
@@ -133,7 +133,7 @@ def check_sets(recipe: Recipe, root: Path) -> None:
             raise BadInput(
                 f"adapters.{task}.average.gate has no development set to decide by: evaluation.dev "
                 f"({', '.join(recipe.evaluation.dev) or 'empty'}) holds none for {task}; "
-                f"name one or set gate: false"
+                "name one or set gate: false"
             )
 
 
@@ -146,7 +146,7 @@ def evaluation_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
     except BadInput as error:
         raise BadInput(
             f"evaluation.sets: {error}; give evaluation.root, or set evaluation.sets to [] "
-            f"to do without"
+            "to do without"
         ) from None
 
 

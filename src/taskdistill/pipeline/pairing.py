@@ -49,26 +49,34 @@ STARTS: Mapping[Origin, Start] = {
     Origin.TEACHER: Start(
         weights={"distill": 1.0},
         projection_init="identity",
-        why="it shares the teacher's space, so it regresses onto the teacher's vectors, from "
-        "the identity",
+        why=(
+            "it shares the teacher's space, so it regresses onto the teacher's vectors, from "
+            "the identity"
+        ),
     ),
     Origin.EMBEDDING_MODEL: Start(
         weights={"similarity": 1.0},
         projection_init="least_squares",
-        why="it has a space of its own, so it learns the similarities among texts, which no "
-        "rotation of that space changes",
+        why=(
+            "it has a space of its own, so it learns the similarities among texts, which no "
+            "rotation of that space changes"
+        ),
     ),
     Origin.LANGUAGE_MODEL: Start(
         weights={"distill": 1.0},
         projection_init="least_squares",
-        why="its vectors are not yet worth keeping, so it regresses onto the teacher's "
-        "vectors, as the paper does",
+        why=(
+            "its vectors are not yet worth keeping, so it regresses onto the teacher's "
+            "vectors, as the paper does"
+        ),
     ),
     Origin.RANDOM: Start(
         weights={"distill": 1.0},
         projection_init="default",
-        why="it knows nothing yet, so it regresses onto the teacher's vectors through a "
-        "projection drawn at random, as the paper does",
+        why=(
+            "it knows nothing yet, so it regresses onto the teacher's vectors through a "
+            "projection drawn at random, as the paper does"
+        ),
     ),
 }
 
@@ -125,7 +133,8 @@ def student_origin(recipe: Recipe) -> Origin:
     try:
         folder = resolve(init)
     except BadInput:
-        # `plan` goes on without the files of a model on the Hub, as the paper has; training refuses.
+        # `plan` goes on without the files of a model on the Hub, as the paper has; training
+        # refuses.
         return Origin.LANGUAGE_MODEL
     if recipe.teacher.kind == "local" and _same_weights(
         folder, recipe.teacher.model, recipe.teacher.revision

@@ -62,7 +62,7 @@ def train_phase(
     if not static and run.processes.broadcast(done.is_dir()) is not done.is_dir():
         raise WorkFailed(
             f"process {run.processes.rank} does not see {done} as the first one does; all need "
-            f"the same folder under --out"
+            "the same folder under --out"
         )
     if load_phase(done, phase, meta):
         run.progress.note(f"{phase.name}: finished before")
@@ -126,7 +126,7 @@ def _placed(
     shards = dict(placed.backbone.named_parameters())
     run.progress.note(
         f"{phase.name}: weights, gradients and moments are divided among {run.processes.size} "
-        f"processes"
+        "processes"
     )
     yield (
         replace(
@@ -258,7 +258,7 @@ class _StudentPhases:
                 remove_state(run.out / "checkpoints" / phase.name)
                 raise WorkFailed(
                     f"the base's weights changed while {phase.name} was trained; nothing of it was "
-                    f"kept, please report this"
+                    "kept, please report this"
                 )
             if settings.average is not None:
                 self._average(task, settings, phase, validation)

@@ -142,9 +142,11 @@ def plan_run(
         "teacher": {
             "texts": count,
             "tokens": tokens,
-            "minutes": None
-            if teacher_flops is None
-            else round(tokens * teacher_flops / (rate * REACHED) / 60, 1),
+            "minutes": (
+                None
+                if teacher_flops is None
+                else round(tokens * teacher_flops / (rate * REACHED) / 60, 1)
+            ),
             "disk_megabytes": round(count * (2 * width + 16) / 1e6, 1),
         },
         "total": {

@@ -128,11 +128,13 @@ def plan_remote(recipe: Recipe, root: Path, progress: Progress, card: str) -> di
             for name, each in sources.items()
         },
         "phases": {
-            name: phase
-            | {
-                "gpu_memory_gigabytes": round(memory[name] / 1e9, 1),
-                "budget": None if (budget := budgets[name]) is None else budget.to_json(),
-            }
+            name: (
+                phase
+                | {
+                    "gpu_memory_gigabytes": round(memory[name] / 1e9, 1),
+                    "budget": None if (budget := budgets[name]) is None else budget.to_json(),
+                }
+            )
             for name, phase in phases.items()
         },
         "teacher": {
@@ -147,9 +149,9 @@ def plan_remote(recipe: Recipe, root: Path, progress: Progress, card: str) -> di
         },
         "total": {
             "steps": sum(phase["steps"] for phase in phases.values()),
-            "gpu_hours": None
-            if teacher_hours is None
-            else round(teacher_hours + training_hours, 1),
+            "gpu_hours": (
+                None if teacher_hours is None else round(teacher_hours + training_hours, 1)
+            ),
             "training_gpu_hours": round(training_hours, 1),
             "gpu_memory_gigabytes": round(max(memory.values()) / 1e9, 1),
             "memory_megabytes": round(
@@ -215,7 +217,7 @@ def _rows_of_sources(
             raise BadInput(
                 f"{name}: a batch of {size} is larger than data set {source!r} with "
                 f"{sources[source].rows} rows; give a smaller batch_size, or "
-                f"its own in long_sources"
+                "its own in long_sources"
             )
         sampled[source] = (settings.steps * weight / sum(weights.values()) * size, size, length)
     return sampled

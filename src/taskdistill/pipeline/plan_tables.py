@@ -57,8 +57,10 @@ def _local_costs(plan: Mapping[str, Any]) -> list[list[str]]:
     return [
         [
             "teacher",
-            f"{teacher['texts']:,} distinct texts, {teacher['tokens']:,} tokens, {minutes}, "
-            f"{teacher['disk_megabytes']} MB of vectors",
+            (
+                f"{teacher['texts']:,} distinct texts, {teacher['tokens']:,} tokens, {minutes}, "
+                f"{teacher['disk_megabytes']} MB of vectors"
+            ),
         ],
         ["training", f"{total['steps']:,} steps, {total['training_minutes']} minutes"],
         ["memory", f"about {total['memory_megabytes']:,} MB"],
@@ -91,8 +93,10 @@ def _remote_costs(plan: Mapping[str, Any]) -> list[list[str]]:
         ],
         [
             "GPU",
-            f"{gpu['card']}: {gpu['tflops']:,.0f} TF/s in {gpu['precision']} by its data sheet, "
-            f"{100 * gpu['share_reached']:.0f} % of it assumed",
+            (
+                f"{gpu['card']}: {gpu['tflops']:,.0f} TF/s in {gpu['precision']} by its data sheet,"
+                f" {100 * gpu['share_reached']:.0f} % of it assumed"
+            ),
         ],
         [
             "GPU memory",

@@ -129,8 +129,10 @@ def _part(record: dict[str, Any]) -> str | None:
 
 def _reached(spent: dict[str, float], rate: float) -> dict[str, float | None]:
     return {
-        key: round(spent["work"] / spent[key] / rate, 3)
-        if spent[key] > 0 and spent["work"] > 0
-        else None
+        key: (
+            round(spent["work"] / spent[key] / rate, 3)
+            if spent[key] > 0 and spent["work"] > 0
+            else None
+        )
         for key in ("passes", "steps")
     }

@@ -199,7 +199,7 @@ def write_recipe(recipe: Recipe, out: Path) -> None:
         if earlier is not None and dump_recipe(earlier) != earlier_text:
             raise BadInput(
                 f"{path} is not as this program wrote it, and would be written anew; "
-                f"move it away, or use a new --out"
+                "move it away, or use a new --out"
             )
     write_file(path, text)
 

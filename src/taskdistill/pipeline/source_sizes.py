@@ -76,7 +76,7 @@ def source_sizes(
             "plan does not read data of the Hub, and the recipe does not state how many rows "
             "these "
             f"have: {', '.join(missing)}; add rows (and tokens) to data.sources.{missing[0]} and "
-            f"the others, or copy the data into files"
+            "the others, or copy the data into files"
         )
     for name, size in sizes.items():
         progress.note(f"{name}: {size.rows:,} rows, {size.origin}")

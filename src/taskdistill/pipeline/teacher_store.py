@@ -82,7 +82,7 @@ def fill_stores(run: RunContext, phases: Collection[str]) -> None:
         run.unusable |= unusable
     raise WorkFailed(
         f"the teacher keeps giving unusable vectors, the last for {sorted(unusable)[0][:60]!r}; "
-        f"look at the teacher"
+        "look at the teacher"
     )
 
 
@@ -98,7 +98,7 @@ def _fill_once(run: RunContext, phases: Collection[str]) -> set[str]:
         if run.further and missing:
             run.progress.note(
                 f"{teacher_name}: no vector for {len(missing):,} of {len(every):,} texts; "
-                f"they learn from the other teachers"
+                "they learn from the other teachers"
             )
             run.facts.setdefault("texts_without_vector", {})[teacher_name] = len(missing)
         for names_of, texts_of in ((readers, every), (lacking, missing)):

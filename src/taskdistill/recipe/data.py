@@ -12,8 +12,9 @@ class SourceConfig(ConfigModel):
     """One training data set: a file, a glob below `data.root`, or a Hub data set."""
 
     path: str = Field(
-        description="File or glob below data.root (JSONL, CSV or Parquet, gzip too), or "
-        "hub:<owner>/<name>"
+        description=(
+            "File or glob below data.root (JSONL, CSV or Parquet, gzip too), or hub:<owner>/<name>"
+        )
     )
     kind: RowKind = Field(description="pairs, scored, labelled or texts")
     columns: dict[str, str] = Field(
@@ -21,16 +22,20 @@ class SourceConfig(ConfigModel):
     )
     languages: list[str] | None = Field(
         default=None,
-        description="Keep only rows whose lang is listed; where there is no such column, what the "
-        "rows are in",
+        description=(
+            "Keep only rows whose lang is listed; where there is no such column, what the "
+            "rows are in"
+        ),
     )
     limit: Positive | None = Field(
         default=None, description="Use at most this many rows, drawn by the recipe's seed"
     )
     subset: str | dict[str, str] | None = Field(
         default=None,
-        description="Subset (configuration) of a Hub data set, or language to subset where each "
-        "language has its own",
+        description=(
+            "Subset (configuration) of a Hub data set, or language to subset where each "
+            "language has its own"
+        ),
     )
     split: str = Field(
         default="train",
@@ -50,19 +55,25 @@ class SourceConfig(ConfigModel):
     )
     tokens: dict[str, Positive] | None = Field(
         default=None,
-        description="Our field name to its usual tokens, for plan where it cannot read the data; "
-        "None counts max_length",
+        description=(
+            "Our field name to its usual tokens, for plan where it cannot read the data; "
+            "None counts max_length"
+        ),
     )
     teacher_reads: TeacherSide = Field(
         default=TeacherSide.BOTH,
-        description="query or positive, for pairs of translations: the teacher reads that side, "
-        "and the student learns both sides from its "
-        "vector. neither, for scored rows: the teacher cannot read them, only their scores count",
+        description=(
+            "query or positive, for pairs of translations: the teacher reads that side, and the"
+            " student learns both sides from its vector. neither, for scored rows: the teacher"
+            " cannot read them, only their scores count"
+        ),
     )
     teachers: list[str] | None = Field(
         default=None,
-        description="With several teachers: the names of those that read this source, `teacher` "
-        "being the first; None: all",
+        description=(
+            "With several teachers: the names of those that read this source, `teacher` "
+            "being the first; None: all"
+        ),
     )
 
     @model_validator(mode="after")

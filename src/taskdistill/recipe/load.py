@@ -22,11 +22,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
     """Reads YAML in which no key stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping.
-
-        Raises:
-            ConstructorError: If a key stands twice.
-        """
+        """Build a mapping. Raises ConstructorError if a key stands twice."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -44,13 +40,9 @@ class UniqueKeyLoader(yaml.SafeLoader):
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a recipe's YAML as plain data and apply dotted overrides.
 
-    Nothing is checked but that it is a mapping.
-
-    Args:
-        overrides: Strings such as `stage1.steps=100`; the value is YAML.
-
-    Raises:
-        BadInput: If the file cannot be read, or an override has no key or no valid value.
+    Nothing is checked but that it is a mapping. `overrides`: strings such as `stage1.steps=100`;
+    the value is YAML. Raises BadInput if the file cannot be read, or an override has no key or no
+    valid value.
     """
     if not path.is_file():
         raise BadInput(
@@ -79,11 +71,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def overridden(overrides: Sequence[str]) -> dict[str, Any]:
     """Read dotted overrides by themselves.
 
-    Args:
-        overrides: Strings such as `weights.gor=2`; the value is YAML.
-
-    Raises:
-        BadInput: If one has no key or no valid value.
+    `overrides`: strings such as `weights.gor=2`; the value is YAML. Raises BadInput if one has no
+    key or no valid value.
     """
     result: dict[str, Any] = {}
     for override in overrides:

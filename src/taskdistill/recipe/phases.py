@@ -31,20 +31,25 @@ class StaticConfig(ConfigModel):
     )
     start: Literal["tokens", "texts"] = Field(
         default="tokens",
-        description="tokens: from the teacher's vector of every piece; texts: from the mean "
-        "vector of the texts that a piece occurs in, "
-        "for languages that the teacher does not read",
+        description=(
+            "tokens: from the teacher's vector of every piece; texts: from the mean "
+            "vector of the texts that a piece occurs in, "
+            "for languages that the teacher does not read"
+        ),
     )
     noise: float = Field(
         default=0.3,
         ge=0,
-        description="start texts: length of the random part of each vector, which keeps pieces "
-        "apart",
+        description=(
+            "start texts: length of the random part of each vector, which keeps pieces apart"
+        ),
     )
     weights: dict[Literal["distill", "teacher_nce", "cosent"], Weight] = Field(
         default={"distill": 1.0},
-        description="Loss term to weight; teacher_nce: each text against the teacher's vectors of "
-        "the batch; cosent is taken of scored rows",
+        description=(
+            "Loss term to weight; teacher_nce: each text against the teacher's vectors of "
+            "the batch; cosent is taken of scored rows"
+        ),
     )
     nce_temperature: float = Field(default=0.05, gt=0, description="Of teacher_nce")
     cosent_temperature: float = Field(default=0.05, gt=0)
@@ -119,8 +124,9 @@ class HardNegativeWeighting(ConfigModel):
     focal: float = Field(
         default=0.0,
         ge=0,
-        description="Exponent g of the weight (1 - p)^g of a query, p the probability of its "
-        "positive",
+        description=(
+            "Exponent g of the weight (1 - p)^g of a query, p the probability of its positive"
+        ),
     )
     hardness: float = Field(
         default=0.0,
@@ -151,8 +157,9 @@ class PhaseConfig(ConfigModel):
     max_length: Positive = Field(default=128, description="Tokens of one text in this phase")
     long_sources: dict[str, tuple[Positive, Positive]] = Field(
         default_factory=dict,
-        description="Source name to its own (batch_size, max_length) where it differs from the "
-        "phase's",
+        description=(
+            "Source name to its own (batch_size, max_length) where it differs from the phase's"
+        ),
     )
     rope_theta: float | None = Field(
         default=None, gt=0, description="RoPE theta in this phase; None takes that of inference"
@@ -168,8 +175,10 @@ class PhaseConfig(ConfigModel):
     )
     micro_batch_tokens: Positive | None = Field(
         default=None,
-        description="Tokens per forward pass; bounds memory, changes no number beyond rounding. "
-        "None: 512 on a CPU, what fits on an accelerator",
+        description=(
+            "Tokens per forward pass; bounds memory, changes no number beyond rounding. "
+            "None: 512 on a CPU, what fits on an accelerator"
+        ),
     )
     menu: LossOptions = Field(
         default=LossOptions(),
@@ -209,16 +218,19 @@ class Stage1Config(PhaseConfig):
 
     weights: dict[str, Weight] = Field(
         default_factory=dict,
-        description="Loss term to weight: distill (the paper's alone), l2, mse, score_softmax, "
-        "score_kl, similarity, relative, rkd_distance, rkd_angle, "
-        "teacher_nce, and for pairs list_kl. Empty: chosen by where the student comes from, see "
-        "`plan`",
+        description=(
+            "Loss term to weight: distill (the paper's alone), l2, mse, score_softmax, score_kl,"
+            " similarity, relative, rkd_distance, rkd_angle, teacher_nce, and for pairs list_kl."
+            " Empty: chosen by where the student comes from, see `plan`"
+        ),
     )
     negatives: int = Field(
         default=0,
         ge=0,
-        description="Hard negatives of a row, at most, that are distilled beside its pair; with "
-        "list_kl they are candidates of its query too",
+        description=(
+            "Hard negatives of a row, at most, that are distilled beside its pair; with "
+            "list_kl they are candidates of its query too"
+        ),
     )
     reduction: Literal["mean", "sum"] = Field(
         default="mean",
@@ -230,10 +242,12 @@ class Stage1Config(PhaseConfig):
     )
     projection_init: Literal["auto", "default", "identity", "least_squares", "rotation"] = Field(
         default="auto",
-        description="default: torch's linear initialisation; identity: ones on the diagonal of "
-        "each teacher's rows, for a student cut from its "
-        "teacher; least_squares, rotation: fitted to the teacher's vectors of a sample before "
-        "step 1; auto: by where the student comes from",
+        description=(
+            "default: torch's linear initialisation; identity: ones on the diagonal of "
+            "each teacher's rows, for a student cut from its "
+            "teacher; least_squares, rotation: fitted to the teacher's vectors of a sample before "
+            "step 1; auto: by where the student comes from"
+        ),
     )
     projection_lr: float | None = Field(
         default=None, gt=0, description="Learning rate of the projection; None: the phase's"
@@ -252,14 +266,18 @@ class Stage1Config(PhaseConfig):
     )
     freeze_layers: bool = Field(
         default=False,
-        description="Train the token table alone: a new vocabulary learns to speak to layers that "
-        "stay as they are",
+        description=(
+            "Train the token table alone: a new vocabulary learns to speak to layers that "
+            "stay as they are"
+        ),
     )
     shard: Literal["auto", "full", "none"] = Field(
         default="auto",
-        description="Divide weights, gradients and moments among the processes (FSDP2). auto: "
-        "where several GPUs train; full: wherever "
-        "several processes do; none: each holds all of them",
+        description=(
+            "Divide weights, gradients and moments among the processes (FSDP2). auto: "
+            "where several GPUs train; full: wherever "
+            "several processes do; none: each holds all of them"
+        ),
     )
 
     @model_validator(mode="after")
@@ -326,8 +344,10 @@ class AdapterConfig(PhaseConfig):
     )
     false_negative_margin: float | None = Field(
         default=None,
-        description="Mask an in-batch negative whose teacher similarity exceeds the positive's by "
-        "more than this; None: off",
+        description=(
+            "Mask an in-batch negative whose teacher similarity exceeds the positive's by "
+            "more than this; None: off"
+        ),
     )
     negatives_of_others: bool = Field(
         default=True, description="Whether hard negatives of other queries count as negatives"

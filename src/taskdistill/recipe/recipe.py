@@ -36,8 +36,10 @@ class ValidationConfig(ConfigModel):
     """Scores while a phase trains, on small development sets, so that they take seconds."""
 
     every: Positive = Field(
-        description="Steps between two evaluations; the first and the last state of a phase are "
-        "always scored"
+        description=(
+            "Steps between two evaluations; the first and the last state of a phase are "
+            "always scored"
+        )
     )
     sets: list[str] | None = Field(
         default=None, description="Names of development sets; None: evaluation.dev"
@@ -47,14 +49,18 @@ class ValidationConfig(ConfigModel):
     )
     max_documents: Positive | None = Field(
         default=2000,
-        description="A retrieval corpus is cut to the judged documents and others drawn by the "
-        "seed, up to this many",
+        description=(
+            "A retrieval corpus is cut to the judged documents and others drawn by the "
+            "seed, up to this many"
+        ),
     )
     keep: str | None = Field(
         default=None,
-        description="`mean` of the main scores, a set, or `set:metric`: every phase that scores "
-        "it ends with the weights that were best "
-        "by it; None only logs",
+        description=(
+            "`mean` of the main scores, a set, or `set:metric`: every phase that scores "
+            "it ends with the weights that were best "
+            "by it; None only logs"
+        ),
     )
 
 
@@ -113,21 +119,27 @@ class Recipe(ConfigModel):
         default=10.0,
         ge=0.01,
         le=525_600,
-        description="Minutes that a process waits for the others in an exchange of a training "
-        "step before it ends. What the "
-        "first one does alone (teacher store, folders, scores) is waited for without this limit",
+        description=(
+            "Minutes that a process waits for the others in an exchange of a training "
+            "step before it ends. What the "
+            "first one does alone (teacher store, folders, scores) is waited for without this limit"
+        ),
     )
     device: str = Field(
         default="auto",
-        description="Where training and evaluation run: auto (an accelerator if there is one) or "
-        "any device that torch knows, such as cuda:1",
+        description=(
+            "Where training and evaluation run: auto (an accelerator if there is one) or "
+            "any device that torch knows, such as cuda:1"
+        ),
     )
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
         default="auto",
-        description="Number type of the passes in training; weights, optimiser and losses stay "
-        "float32. auto: bfloat16 on an accelerator that "
-        "computes in it, float32 elsewhere; tf32: float32 whose products round their factors. "
-        "What the hardware has not is refused",
+        description=(
+            "Number type of the passes in training; weights, optimiser and losses stay "
+            "float32. auto: bfloat16 on an accelerator that "
+            "computes in it, float32 elsewhere; tf32: float32 whose products round their factors. "
+            "What the hardware has not is refused"
+        ),
     )
     data: DataConfig
     teacher: TeacherConfig
@@ -136,9 +148,11 @@ class Recipe(ConfigModel):
     )
     several: Literal["concatenate", "heads"] = Field(
         default="concatenate",
-        description="With several teachers. concatenate: their unit vectors side by side are one "
-        "target; heads: each has its own part of the "
-        "projection and its own cosine, and counts the same",
+        description=(
+            "With several teachers. concatenate: their unit vectors side by side are one "
+            "target; heads: each has its own part of the "
+            "projection and its own cosine, and counts the same"
+        ),
     )
     student: StudentConfig
     static: StaticConfig | None = None
@@ -231,8 +245,10 @@ class Recipe(ConfigModel):
                 idle.append(
                     (
                         "student.vocabulary",
-                        "it is learned from the texts of stage1, which is missing; static has one "
-                        "of its own",
+                        (
+                            "it is learned from the texts of stage1, which is missing; static has"
+                            " one of its own"
+                        ),
                     )
                 )
             if self.static is not None and self.static.vocabulary is None:
@@ -285,8 +301,7 @@ class Recipe(ConfigModel):
     def first_stage(self) -> Stage1Config:
         """Return stage 1 where there must be one.
 
-        Raises:
-            BadInput: If the recipe trains the instant student alone.
+        Raises BadInput if the recipe trains the instant student alone.
         """
         if self.stage1 is None:
             raise BadInput(f"recipe {self.name!r} has no stage1, which is needed here; add it")
@@ -334,8 +349,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     """Check plain data against the recipe models.
 
-    Raises:
-        BadInput: On the first faults, each with its dotted key.
+    Raises BadInput on the first faults, each with its dotted key.
     """
     try:
         return Recipe.model_validate(raw)

@@ -42,8 +42,10 @@ class StudentVocabConfig(ConfigModel):
     )
     keep_words: bool = Field(
         default=True,
-        description="Add the whole words of the initial vocabulary, so that its language and "
-        "names stay whole",
+        description=(
+            "Add the whole words of the initial vocabulary, so that its language and "
+            "names stay whole"
+        ),
     )
     texts: Positive = Field(
         default=400_000, description="At most this many texts are counted, drawn by the seed"
@@ -59,8 +61,9 @@ class StudentConfig(ConfigModel):
 
     init: str = Field(
         default="teacher",
-        description="`teacher`, or a model folder, Hub id, or `config` to build from `config` at "
-        "random",
+        description=(
+            "`teacher`, or a model folder, Hub id, or `config` to build from `config` at random"
+        ),
     )
     layers: list[int] | None = Field(
         default=None, description="Layers of the initial model to keep, in order; None keeps all"
@@ -74,17 +77,21 @@ class StudentConfig(ConfigModel):
     )
     vocabulary: StudentVocabConfig | None = Field(
         default=None,
-        description="Learn a vocabulary from the texts of stage 1, for languages that the initial "
-        "one does not know",
+        description=(
+            "Learn a vocabulary from the texts of stage 1, for languages that the initial "
+            "one does not know"
+        ),
     )
     pooling: Pooling | None = Field(
         default=None, description="last, mean or cls; default: the initial model's"
     )
     end_token: str | None = Field(
         default="auto",
-        description="Token appended to every text. auto: with last pooling, a tokenizer that ends "
-        "no text with a special token "
-        "appends its own end-of-sequence token; null: never",
+        description=(
+            "Token appended to every text. auto: with last pooling, a tokenizer that ends "
+            "no text with a special token "
+            "appends its own end-of-sequence token; null: never"
+        ),
     )
     max_length: Positive = Field(default=512, description="Tokens of one text at inference")
     rope_theta: float | None = Field(
@@ -96,8 +103,10 @@ class StudentConfig(ConfigModel):
     prompts: dict[str, str] = Field(default_factory=lambda: dict(PROMPTS))
     binary_offsets: bool = Field(
         default=False,
-        description="Store the mean vector of queries and of documents, for each task and size, "
-        "and take it from vectors before their signs",
+        description=(
+            "Store the mean vector of queries and of documents, for each task and size, "
+            "and take it from vectors before their signs"
+        ),
     )
     trust_remote_code: bool = False
     licence: str | None = Field(

@@ -36,8 +36,10 @@ class TeacherConfig(ConfigModel):
 
     kind: Literal["local", "http", "precomputed"] = "local"
     model: str = Field(
-        description="Folder or Hub id (local), model name (http), folder of vectors "
-        "(precomputed); `all-MiniLM-L6-v2` is embedded"
+        description=(
+            "Folder or Hub id (local), model name (http), folder of vectors "
+            "(precomputed); `all-MiniLM-L6-v2` is embedded"
+        )
     )
     revision: str | None = Field(
         default=None, description="Revision; part of every key of the store"
@@ -57,8 +59,10 @@ class TeacherConfig(ConfigModel):
     )
     trained_on: list[str] | None = Field(
         default=None,
-        description="Evaluation sets that the teacher is known to have seen, by name or pattern "
-        "(sts/*); None: not declared",
+        description=(
+            "Evaluation sets that the teacher is known to have seen, by name or pattern "
+            "(sts/*); None: not declared"
+        ),
     )
     store: str | None = Field(
         default=None,
@@ -69,14 +73,17 @@ class TeacherConfig(ConfigModel):
     )
     device: str = Field(
         default="auto",
-        description="local: where it runs: auto (an accelerator if there is one) or any device of "
-        "torch",
+        description=(
+            "local: where it runs: auto (an accelerator if there is one) or any device of torch"
+        ),
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="local: arithmetic of its weights. auto: that of the store at hand; for a new "
-        "store bfloat16 on an accelerator that "
-        "computes in it, float32 elsewhere",
+        description=(
+            "local: arithmetic of its weights. auto: that of the store at hand; for a new "
+            "store bfloat16 on an accelerator that "
+            "computes in it, float32 elsewhere"
+        ),
     )
     batch_tokens: Positive | None = Field(
         default=None, description="local: tokens of one batch; None: by the memory that is free"

@@ -34,16 +34,12 @@ def make_card(
 ) -> str:
     """Write a model card.
 
-    Args:
-        recipe: The recipe as plain data, with every default; None for a model not trained
-            here.
-        scores: Rows with `set`, `task` (None for the base), `metric`, `score` (0 to 1),
-            `interval` (or none), `teacher` (its score, or None), `language` (or None) and
-            `command`.
-        licence: Licence of this model; None says that it is not stated and which licences
-            bind it.
-        languages: Source to its languages; None takes those that the recipe states.
-        warnings: What a user of the model must know of its training.
+    `recipe`: the recipe as plain data, with every default; None for a model not trained here.
+    `scores`: rows with `set`, `task` (None for the base), `metric`, `score` (0 to 1), `interval`
+    (or none), `teacher` (its score, or None), `language` (or None) and `command`. `licence`:
+    licence of this model; None says that it is not stated and which licences bind it. `languages`:
+    source to its languages; None takes those that the recipe states. `warnings`: what a user of the
+    model must know of its training.
     """
     spoken = _languages(recipe, languages)
     parts = [
@@ -94,16 +90,21 @@ def _summary(
     languages: Sequence[str],
 ) -> str:
     teacher = (settings.get("teacher") or {}).get("model")
+    source = f" distilled from {teacher}" if teacher else ""
+    adapters = f", with a LoRA adapter for {_and(tasks)}" if tasks else ""
     lines = [
-        "A text-embedding"
-        f" model{f' distilled from {teacher}' if teacher else ''}{f', with a LoRA adapter for {_and(tasks)}' if tasks else ''}.",
+        f"A text-embedding model{source}{adapters}.",
         "",
         "| | |",
         "|---|---|",
-        f"| vector | {dim} numbers; prefixes trained for:"
-        f" {_numbers(settings.get('matryoshka_dims'))} |",
-        f"| longest text | {settings.get('max_length', UNKNOWN)} tokens; what is longer is cut,"
-        " counted and reported |",
+        (
+            f"| vector | {dim} numbers; prefixes trained for:"
+            f" {_numbers(settings.get('matryoshka_dims'))} |"
+        ),
+        (
+            f"| longest text | {settings.get('max_length', UNKNOWN)} tokens; what is longer is cut,"
+            " counted and reported |"
+        ),
         f"| prompts | {_prompts(settings)} |",
     ]
     if parameters:
@@ -221,8 +222,10 @@ def _training(
     ]:
         lines += [
             "",
-            f"The teacher reads texts under instructions: {', '.join(config)}; other texts as"
-            " they are.",
+            (
+                f"The teacher reads texts under instructions: {', '.join(config)}; other texts as"
+                " they are."
+            ),
         ]
     if command:
         lines += ["", "Made with:", "```", command, "```"]
@@ -298,9 +301,11 @@ def _limits(
     lines = [
         "## Limits",
         "- Vectors of different models, tasks or prompts are not comparable with one another.",
-        "- The model learned its teacher's judgement, faults included, and what the teacher may"
-        " have seen of public test sets; nothing was "
-        "done about bias in either.",
+        (
+            "- The model learned its teacher's judgement, faults included, and what the teacher may"
+            " have seen of public test sets; nothing was "
+            "done about bias in either."
+        ),
         "- Scores hold for the sets named above only.",
         *(f"- {warning[0].upper()}{warning[1:]}." for warning in warnings),
     ]

@@ -72,12 +72,14 @@ def overview(results: Mapping[str, Any]) -> Table | None:
     rows: list[list[Value]] = []
     for model, each in means.items():
         cells: list[Value] = [
-            CellText(
-                f"{100 * each['by_type'][k]:.1f}",
-                best=_is_best(each["by_type"][k], best[k], len(means)),
+            (
+                CellText(
+                    f"{100 * each['by_type'][k]:.1f}",
+                    best=_is_best(each["by_type"][k], best[k], len(means)),
+                )
+                if k in each["by_type"]
+                else None
             )
-            if k in each["by_type"]
-            else None
             for k in kinds
         ]
         retention = results["retention"].get(model, {}).get("mean")

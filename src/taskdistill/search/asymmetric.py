@@ -60,8 +60,7 @@ class AsymmetricPair:
 def check_one_space(models: Sequence[SearchEncoder], teacher: SearchEncoder) -> None:
     """Refuse to compare vectors of different spaces.
 
-    Args:
-        models: Students through their projections.
+    `models`: students through their projections.
     """
     for model in models:
         if not same_space(model.space_id, former_ids(model), teacher.space_id, former_ids(teacher)):
@@ -88,17 +87,11 @@ def measure_tiers(
 ) -> list[AsymmetricPair]:
     """Measure every pair of query tier and document tier on one dev set.
 
-    Tiers share the teacher's space; students alone search their own.
-
-    Args:
-        models: Students through their projections into the teacher's space.
-        alone: Students with the task that they search by themselves with.
-        rescore: Precision of the vectors kept; every candidate is rescored.
-        progress: Called with indexes built and their number.
-
-    Returns:
-        Students alone first, then for each document tier, the teacher last, its query tiers, the
-        teacher last.
+    Tiers share the teacher's space; students alone search their own. `models`: students through
+    their projections into the teacher's space. `alone`: students with the task that they search by
+    themselves with. `rescore`: precision of the vectors kept; every candidate is rescored.
+    `progress`: called with indexes built and their number. Returns students alone first, then for
+    each document tier, the teacher last, its query tiers, the teacher last.
     """
     check_one_space(models, teacher)
     query_ids = dev.judged()

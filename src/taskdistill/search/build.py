@@ -35,17 +35,11 @@ def build_index(
 
     Documents that are there already are not embedded again, so a build that was killed continues
     where it was acknowledged, and a later build of a changed corpus embeds the changes only.
-    Nothing is deleted.
-
-    Args:
-        documents: Read once; such as a `Corpus`.
-        task: None for base embeddings.
-        truncate_dim: Dimensions to keep; None keeps all.
-        rescore: Precision of the vectors kept beside the binary codes: int8, float16, float32, or
-            none for the codes alone.
-        passages: How long documents are cut; None embeds each as a whole, up to the model's token
-            limit.
-        batch: Passages embedded and acknowledged together.
+    Nothing is deleted. `documents`: read once; such as a `Corpus`. `task`: None for base
+    embeddings. `truncate_dim`: dimensions to keep; None keeps all. `rescore`: precision of the
+    vectors kept beside the binary codes: int8, float16, float32, or none for the codes alone.
+    `passages`: how long documents are cut; None embeds each as a whole, up to the model's token
+    limit. `batch`: passages embedded and acknowledged together.
     """
     out = Path(out)
     settings = settings_for(

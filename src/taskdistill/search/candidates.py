@@ -57,8 +57,7 @@ def nearest_codes(queries: Codes, codes: Codes, count: int) -> Nearest:
 def spread_queries(work: Callable[[Floats], list[Result]], queries: Floats) -> list[Result]:
     """Spread queries over threads, if there are enough: each thread does all the work for its own.
 
-    Args:
-        work: From some of the queries to a result for each.
+    `work`: from some of the queries to a result for each.
     """
     workers, pool = _pool()
     if len(queries) < max(2, workers) or _in_pool():
@@ -115,8 +114,7 @@ def join_nearest(parts: list[Nearest], count: int) -> Nearest:
 def build_cells(codes: Codes) -> Any:
     """Sort codes into cells around sqrt(n) centres, of which a search looks into a quarter.
 
-    Returns:
-        A faiss index whose labels are rows.
+    Returns a faiss index whose labels are rows.
     """
     require_extra("faiss", "search", "searching an index")
     import faiss

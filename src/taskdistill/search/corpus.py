@@ -1,4 +1,6 @@
-"""Read a corpus to index: JSONL, CSV, Parquet or a folder of text files, streamed; bad rows are counted with their reason."""
+"""Read a corpus to index: JSONL, CSV, Parquet or a folder of text files, streamed; bad rows are
+counted with their reason.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class Document:
     Attributes:
         id: Names it for ever; adding the same id again replaces it.
         text: The text; passages are places in it.
-        metadata: JSON values to filter by and to return. The value of `title`, if any, is embedded before each passage.
+        metadata: JSON values to filter by and to return. The value of `title`, if any, is embedded
+            before each passage.
     """
 
     id: str
@@ -72,20 +75,20 @@ class CorpusReport:
 
 
 class Corpus:
-    """The documents of a file or folder; each pass over it reads it again and counts anew in `report`."""
+    """The documents of a file or folder; each pass over it reads it again and counts anew in
+    `report`.
+    """
 
     def __init__(
         self, path: str | Path, *, text_field: str | None = None, id_field: str | None = None
     ) -> None:
         """Find out how to read the path.
 
-        Args:
-            path: A .jsonl, .csv, .tsv (each also .gz) or .parquet file; a folder of text files; or a folder with corpus.jsonl(.gz).
-            text_field: Name of the text; by default the first of text, content, body, document that the first row has.
-            id_field: Name of the id; by default `_id` or `id`, or else file name and line.
-
-        Raises:
-            BadInput: If there is nothing to read, the ending is unknown, or a field is named where files are the texts.
+        `path`: a .jsonl, .csv, .tsv (each also .gz) or .parquet file; a folder of text files; or a
+        folder with corpus.jsonl(.gz). `text_field`: name of the text; by default the first of text,
+        content, body, document that the first row has. `id_field`: name of the id; by default `_id`
+        or `id`, or else file name and line. Raises BadInput if there is nothing to read, the ending
+        is unknown, or a field is named where files are the texts.
         """
         self.path = Path(path)
         self.report = CorpusReport()
@@ -100,7 +103,8 @@ class Corpus:
             self.path = inner[0] if inner else self.path
         if self.path.is_dir() and (text_field or id_field):
             raise BadInput(
-                f"{self.path} is a folder of text files, which have no fields; leave out text_field and id_field"
+                f"{self.path} is a folder of text files, which have no fields; leave out text_field"
+                " and id_field"
             )
         self._read = None if self.path.is_dir() else _reader(self.path)
 
@@ -126,7 +130,8 @@ class Corpus:
         if not self.report.used:
             first = f"; the first fault: {self.report.faults[0]}" if self.report.faults else ""
             raise BadInput(
-                f"{self.path} holds no usable document among {self.report.rows} rows{first}; give a corpus with texts"
+                f"{self.path} holds no usable document among {self.report.rows} rows{first}; give a"
+                " corpus with texts"
             )
 
     def _file(
@@ -137,7 +142,8 @@ class Corpus:
                 yield self.path.name, line, row
         except (EOFError, gzip.BadGzipFile, OSError) as error:
             raise BadInput(
-                f"{self.path} cannot be read after row {self.report.rows} ({error}); copy or make it again"
+                f"{self.path} cannot be read after row {self.report.rows} ({error}); copy or make"
+                " it again"
             ) from None
 
     def _folder(self) -> Iterator[tuple[str, int, dict[str, Any] | ValueError]]:
@@ -153,12 +159,14 @@ class Corpus:
         if found is None:
             names = ", ".join(map(str, row))
             raise BadInput(
-                f"{self.path} has no field {' or '.join(wanted)}, its first row has: {names}; name the field that holds the text"
+                f"{self.path} has no field {' or '.join(wanted)}, its first row has: {names}; name"
+                " the field that holds the text"
             )
         self._text_field = found
         if self._id_field is not None and self._id_field not in row:
             raise BadInput(
-                f"{self.path} has no field {self._id_field!r}{did_you_mean(self._id_field, row)}; name the field that holds the id"
+                f"{self.path} has no field {self._id_field!r}{did_you_mean(self._id_field, row)};"
+                " name the field that holds the id"
             )
 
     def _document(self, row: dict[str, Any], place: str) -> Document:
@@ -181,7 +189,8 @@ class Corpus:
 def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     if not path.is_file():
         raise BadInput(
-            f"{path} does not exist; give a .jsonl, .csv, .tsv or .parquet file or a folder of text files"
+            f"{path} does not exist; give a .jsonl, .csv, .tsv or .parquet file or a folder of text"
+            " files"
         )
     ending = Path(path.name.removesuffix(".gz")).suffix.lower()
     readers = {
@@ -193,7 +202,8 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     }
     if ending not in readers:
         raise BadInput(
-            f"{path} ends in {ending or 'nothing known'!r}{did_you_mean(ending, readers)}; or give a folder of text files"
+            f"{path} ends in {ending or 'nothing known'!r}{did_you_mean(ending, readers)}; or give"
+            " a folder of text files"
         )
     return readers[ending]
 

@@ -71,9 +71,8 @@ def relevant_ids(qrels: Qrels, query: str) -> set[str]:
 def read_dev_set(folder: str | Path) -> DevSet:
     """Read a retrieval set in the BEIR layout.
 
-    Args:
-        folder: With corpus.jsonl, queries.jsonl and qrels.tsv (columns query-id, corpus-id, score),
-            each also as .gz.
+    `folder`: with corpus.jsonl, queries.jsonl and qrels.tsv (columns query-id, corpus-id, score),
+    each also as .gz.
     """
     names = ("corpus.jsonl", "queries.jsonl", "qrels.tsv")
     corpus_file, queries_file, qrels_file = (_file_of(Path(folder), name) for name in names)

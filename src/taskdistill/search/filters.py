@@ -74,8 +74,7 @@ class Condition:
 def parse_filter(value: Filter | None) -> tuple[Condition, ...]:
     """Read a filter into conditions that all must hold.
 
-    Raises:
-        BadInput: If an expression or operator is not understood, or a limit above is exceeded.
+    Raises BadInput if an expression or operator is not understood, or a limit above is exceeded.
     """
     if value is None:
         return ()

@@ -82,8 +82,7 @@ class Bm25:
     def rank(self, query: str, top_k: int, allowed: NDArray[np.bool_] | None = None) -> Ranked:
         """Rank the rows that share a term with a query by BM25 scores.
 
-        Args:
-            allowed: `(rows,)` True where a row may be found; None for all.
+        `allowed`: `(rows,)` True where a row may be found; None for all.
         """
         ids = self._bm25.get_tokens_ids(tokens(query))
         if not ids:
@@ -109,8 +108,7 @@ def build_bm25(snapshot: Snapshot) -> None:
 def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Bm25:
     """Open the lexical part of an index: BM25 over the live rows of the snapshot, in order.
 
-    Args:
-        full: Whether to hash its files, not only to compare sizes.
+    `full`: whether to hash its files, not only to compare sizes.
     """
     require_extra("bm25s", "search", "lexical search")
     import bm25s

@@ -304,9 +304,11 @@ class Index:
             # Cells of the same content are built once, and those of older generations let go.
             cells = self._cells
             self._cells = {
-                segment.content: cells[segment.content]
-                if segment.content in cells
-                else build_cells(segment.codes)
+                segment.content: (
+                    cells[segment.content]
+                    if segment.content in cells
+                    else build_cells(segment.codes)
+                )
                 for segment in large
             }
         self.snapshot = snapshot

@@ -54,14 +54,10 @@ def ingest(
 ) -> tuple[Snapshot, IngestReport]:
     """Add documents batch by batch, each acknowledged before the next; the caller holds the lock.
 
-    Args:
-        encoder: The model the index was made with.
-        documents: Of several with one id the last one stays.
-        batch: Passages embedded and acknowledged together; one long document may make it larger.
-        total: Number of documents, for `progress`; 0 where unknown.
-
-    Returns:
-        The generation after the last batch, and what became of the documents.
+    `encoder`: the model the index was made with. `documents`: of several with one id the last one
+    stays. `batch`: passages embedded and acknowledged together; one long document may make it
+    larger. `total`: number of documents, for `progress`; 0 where unknown. Returns the generation
+    after the last batch, and what became of the documents.
     """
     settings = snapshot.manifest.settings
     settings.check_documents(encoder)
@@ -104,15 +100,9 @@ def add(
 ) -> tuple[Snapshot, int]:
     """Add documents with their vectors; the caller holds the lock.
 
-    Small segments are merged first where there are many.
-
-    Args:
-        documents: Documents with distinct ids.
-        spans: `(rows, 3)` document, start, end of each passage.
-        vectors: `(rows, dim)` vectors.
-
-    Returns:
-        The next generation, and how many documents were replaced.
+    Small segments are merged first where there are many. `documents`: documents with distinct ids.
+    `spans`: `(rows, 3)` document, start, end of each passage. `vectors`: `(rows, dim)` vectors.
+    Returns the next generation, and how many documents were replaced.
     """
     unit = unit_vectors(vectors, snapshot.manifest.settings.dim, "document")
     if len(unit) != len(spans):

@@ -64,11 +64,8 @@ def word_passages(words: int | None) -> PassageSettings | None:
 def split(text: str, passages: PassageSettings | None) -> list[Span]:
     """Cut a text into passages, in order; every word is in at least one.
 
-    Args:
-        passages: How to cut, or None for one passage that is the whole text.
-
-    Returns:
-        Passages without white space at their ends; none for a text of white space.
+    `passages`: how to cut, or None for one passage that is the whole text. Returns passages without
+    white space at their ends; none for a text of white space.
     """
     trimmed = _trim(text, 0, len(text))
     if trimmed is None:

@@ -45,12 +45,8 @@ class PrfSettings:
 def apply_prf(query: Floats, vectors: NDArray[Any], settings: PrfSettings) -> Floats:
     """Return norm((1 - a) q + a sum_i softmax(<q, d_i> / tau)_i d_i) over the best documents.
 
-    Args:
-        query: `(dim,)` unit vector.
-        vectors: `(K, dim)` vectors of its best documents.
-
-    Returns:
-        `(dim,)` unit vector; the query itself if there is no document or the sum vanishes.
+    `query`: `(dim,)` unit vector. `vectors`: `(K, dim)` vectors of its best documents. Returns
+    `(dim,)` unit vector; the query itself if there is no document or the sum vanishes.
     """
     if len(vectors) == 0:
         return query

@@ -41,10 +41,8 @@ def query_vectors(
 ) -> Floats:
     """Embed queries as an index needs them: `(q, dim)` unit rows.
 
-    Args:
-        encoder: Any encoder of the index's space.
-        vectors: `(q, at least dim)` vectors of the texts by this encoder, where they are there
-            already.
+    `encoder`: any encoder of the index's space. `vectors`: `(q, at least dim)` vectors of the texts
+    by this encoder, where they are there already.
     """
     settings.check_space(encoder.space_id, former_ids(encoder))
     empty = [at for at, text in enumerate(texts) if not text.strip()]
@@ -78,14 +76,10 @@ def rank_queries(
 ) -> list[Ranked]:
     """Rank the rows of a snapshot for each query.
 
-    Args:
-        queries: `(q, dim)` unit vectors.
-        top_k: Rows a query; fewer come back where there are fewer.
-        allowed: From `Snapshot.allowed`; None for all that live.
-        texts: `(q,)` the queries' texts, for BM25.
-
-    Returns:
-        For each query rows and scores, best first: dot products, or fusion scores with BM25.
+    `queries`: `(q, dim)` unit vectors. `top_k`: rows a query; fewer come back where there are
+    fewer. `allowed`: from `Snapshot.allowed`; None for all that live. `texts`: `(q,)` the queries'
+    texts, for BM25. Returns for each query rows and scores, best first: dot products, or fusion
+    scores with BM25.
     """
     _check_count("top_k", top_k)
     if options.oversample is not None:

@@ -64,16 +64,10 @@ def rank(
 
     Where the candidates would be all rows, the first pass is left out and the result is exact. An
     index without stored vectors scores 1 - 2 * Hamming distance / dim, the cosine of the signs.
-
-    Args:
-        queries: `(q, dim)` unit vectors.
-        top_k: Rows a query, at least 1; fewer come back where there are fewer.
-        oversample: Candidates for each row.
-        allowed: From `Snapshot.allowed`.
-        first_pass: How segments without a filter are searched.
-
-    Returns:
-        For each query rows and scores, best first; equal scores in the order of rows.
+    `queries`: `(q, dim)` unit vectors. `top_k`: rows a query, at least 1; fewer come back where
+    there are fewer. `oversample`: candidates for each row. `allowed`: from `Snapshot.allowed`.
+    `first_pass`: how segments without a filter are searched. Returns for each query rows and
+    scores, best first; equal scores in the order of rows.
     """
     sizes = [
         segment.live_count if rows is None else len(rows)

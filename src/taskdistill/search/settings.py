@@ -82,14 +82,8 @@ def former_ids(encoder: SearchEncoder) -> tuple[str, ...]:
 def unit_vectors(vectors: NDArray[Any], dim: int, role: str) -> Floats:
     """Check vectors and scale them to length one.
 
-    Args:
-        role: What they are, to name them in an error: `query` or `document`.
-
-    Returns:
-        `(n, dim)` unit rows.
-
-    Raises:
-        BadInput: If the shape is another, or a row is zero or holds NaN or infinity.
+    `role`: what they are, to name them in an error: `query` or `document`. Returns `(n, dim)` unit
+    rows. Raises BadInput if the shape is another, or a row is zero or holds NaN or infinity.
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or vectors.shape[1] != dim:
@@ -159,8 +153,7 @@ class IndexSettings:
     def check_same(self, other: IndexSettings, extends: Collection[str] = ()) -> None:
         """Refuse to continue an index with other settings.
 
-        Args:
-            extends: Hashes of earlier states of the model that gave the same vectors.
+        `extends`: hashes of earlier states of the model that gave the same vectors.
         """
         self.check_space(other.space_id, other.former_space_ids)
         ignored = {"model", "space_id", "former_space_ids"}
@@ -173,8 +166,7 @@ class IndexSettings:
     def check_same_vectors(self, now: IndexSettings) -> None:
         """Refuse to go on where queries would be compared with vectors of another kind.
 
-        Args:
-            now: The settings in the same folder now; other dimensions and precisions are followed.
+        `now`: the settings in the same folder now; other dimensions and precisions are followed.
         """
         for name in ("space_id", "task", "document_prompt", "query_prompt"):
             before, after = getattr(self, name), getattr(now, name)
@@ -193,8 +185,7 @@ class IndexSettings:
     def check_space(self, space_id: str, former: Collection[str] = ()) -> None:
         """Refuse vectors of another space.
 
-        Args:
-            former: Ids that earlier versions gave to that space.
+        `former`: ids that earlier versions gave to that space.
         """
         if not self.is_of(space_id, former):
             self._check("space_id", self.space_id, space_id)
@@ -249,12 +240,9 @@ def settings_for(
 ) -> IndexSettings:
     """Return the settings of an index that an encoder fills.
 
-    Documents of every task take the document prompt, queries the task's own.
-
-    Args:
-        task: None for base embeddings.
-        truncate_dim: None keeps all dimensions.
-        rescore: Precision of the vectors kept for rescoring, or `none`.
+    Documents of every task take the document prompt, queries the task's own. `task`: None for base
+    embeddings. `truncate_dim`: None keeps all dimensions. `rescore`: precision of the vectors kept
+    for rescoring, or `none`.
     """
     # An adapter of another name says of which task it is.
     kind = None if task is None else getattr(encoder, "adapter_tasks", {}).get(task, task)

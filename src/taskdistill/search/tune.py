@@ -70,14 +70,11 @@ def tune(
     Every number comes from a real index of the dev set. The refinement is chosen first, by exact
     search over all dimensions. An addition (hybrid, refinement) is only recommended where it gains
     more than the tolerance over the same setting without it and the 95 % interval of the gain is
-    above zero: it costs time on every query and harms some.
-
-    Args:
-        dev: Documents, queries and qrels that the final test does not see.
-        stored: Dimension and precision of an index that exists; it is measured too, and what suits
-            it best is reported apart.
-        tolerance: nDCG@10, 0 to 1, that the recommendation may lose against the best.
-        progress: Called with indexes built and their number.
+    above zero: it costs time on every query and harms some. `dev`: documents, queries and qrels
+    that the final test does not see. `stored`: dimension and precision of an index that exists; it
+    is measured too, and what suits it best is reported apart. `tolerance`: nDCG@10, 0 to 1, that
+    the recommendation may lose against the best. `progress`: called with indexes built and their
+    number.
     """
     if not grid.dims or not grid.rescores or not grid.oversamples:
         raise BadInput(

@@ -32,21 +32,17 @@ def make_app(
 ) -> FastAPI:
     """Make the application that serves one model.
 
-    Args:
-        index: An open index of the model's space, or of its teacher's, for POST /search.
-        settings: Limits; None for the defaults.
-        load: Reads the model again when a reload is asked for; None if it cannot be.
-
-    Returns:
-        An ASGI application; `app.state.holder` holds the model behind it.
+    `index`: an open index of the model's space, or of its teacher's, for POST /search. `settings`:
+    limits; None for the defaults. `load`: reads the model again when a reload is asked for; None if
+    it cannot be. Returns an ASGI application; `app.state.holder` holds the model behind it.
     """
     settings = settings or ServerSettings()
     holder = ModelHolder(
         encoder,
         settings,
-        space_ids=()
-        if index is None
-        else (index.settings.space_id, *index.settings.former_space_ids),
+        space_ids=(
+            () if index is None else (index.settings.space_id, *index.settings.former_space_ids)
+        ),
         load=load,
     )
 

@@ -1,4 +1,6 @@
-"""The batching queue: requests of an event loop, computed in batches by the threads of the model."""
+"""The batching queue: requests of an event loop, computed in batches by the threads of
+the model.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class ServerStopping(Exception):
 
 
 class DynamicBatcher:
-    """Accepts requests, keeps the threads busy, hands every request its vectors or its own error."""
+    """Accepts requests, keeps the threads busy, hands every request its vectors or its
+    own error.
+    """
 
     def __init__(
         self,
@@ -37,9 +41,8 @@ class DynamicBatcher:
     ) -> None:
         """Join a model and what waits for it.
 
-        Args:
-            scheduler: Without texts.
-            observe: Called in a worker thread with each batch and its seconds.
+        `scheduler`: without texts. `observe`: called in a worker thread with each batch and its
+        seconds.
         """
         self._engine = engine
         self._scheduler = scheduler
@@ -92,15 +95,9 @@ class DynamicBatcher:
     def admit(self, texts: int, tokens: int) -> EmbedJob:
         """Accept a request or refuse it.
 
-        Args:
-            tokens: About how many tokens they have.
-
-        Returns:
-            The request, which counts as waiting until it is computed or dropped; `drop` it in any case.
-
-        Raises:
-            QueueFull: If too much waits.
-            ServerStopping: If the server is stopping.
+        `tokens`: about how many tokens they have. Returns the request, which counts as waiting
+        until it is computed or dropped; `drop` it in any case. Raises QueueFull if too much waits.
+        Raises ServerStopping if the server is stopping.
         """
         with self._lock:
             if self._closed:
@@ -116,17 +113,11 @@ class DynamicBatcher:
     ) -> np.ndarray:
         """Wait for the vectors of an accepted request.
 
-        Args:
-            ids: Token ids of each text, at least one text.
-            task: Adapter, or None for the base.
-            spans: Of a single text, `(chunks, 2)` of tokens, to get the vectors of its chunks instead of its own.
-
-        Returns:
-            float32 `(texts, dim)` or `(chunks, dim)`, not cut and not scaled.
-
-        Raises:
-            WorkFailed: If the model failed at one of these texts.
-            ServerStopping: If the server stopped before they were computed.
+        `ids`: token ids of each text, at least one text. `task`: adapter, or None for the base.
+        `spans`: of a single text, `(chunks, 2)` of tokens, to get the vectors of its chunks instead
+        of its own. Returns float32 `(texts, dim)` or `(chunks, dim)`, not cut and not scaled.
+        Raises WorkFailed if the model failed at one of these texts. Raises ServerStopping if the
+        server stopped before they were computed.
         """
         job.future = asyncio.get_running_loop().create_future()
         with self._lock:
@@ -150,13 +141,11 @@ class DynamicBatcher:
         return True
 
     async def measure(self, ids: list[np.ndarray], seconds: float) -> float | None:
-        """Learn how fast the model is before anything waits for it; the first run, which also sets the model up, counts only if it is slow.
+        """Learn how fast the model is before anything waits for it; the first run, which also sets
+        the model up, counts only if it is slow.
 
-        Args:
-            ids: Token ids of some texts, at most a batch.
-
-        Returns:
-            Tokens a second of all workers; None if the model did not answer.
+        `ids`: token ids of some texts, at most a batch. Returns tokens a second of all workers;
+        None if the model did not answer.
         """
         tokens, rate = sum(map(len, ids)), None
         end = time.monotonic() + seconds
@@ -176,11 +165,8 @@ class DynamicBatcher:
     def drop(self, job: EmbedJob) -> int:
         """Free the place of a request that nobody waits for.
 
-        Args:
-            job: The request; one that is computed or dropped already has no place.
-
-        Returns:
-            Texts that will not be computed.
+        `job`: the request; one that is computed or dropped already has no place. Returns texts that
+        will not be computed.
         """
         with self._lock:
             return self._scheduler.drop(job)
@@ -210,7 +196,9 @@ class DynamicBatcher:
         thread.start()
 
     def _compute(self, short_only: bool) -> None:
-        """Compute batches until the queue is closed; a thread that has seen a panic is replaced by a new one."""
+        """Compute batches until the queue is closed; a thread that has seen a panic is replaced by
+        a new one.
+        """
         torch.set_num_threads(1)
         me = threading.current_thread()
         batch: ScheduledBatch | None = None

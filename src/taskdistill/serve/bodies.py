@@ -12,11 +12,14 @@ from taskdistill.serve.errors import ApiError
 from taskdistill.serve.settings import ServerSettings
 
 SMALL = 65_536
-"""Bytes of a body that are always read; only what is beyond counts for the bound on all of them, so that a few large ones that do not
-end keep no small one out."""
+"""Bytes of a body that are always read; only what is beyond counts for the bound on all of them, so
+that a few large ones that do not end keep no small one out.
+"""
 
 MAX_ELEMENTS = 50_000
-"""Most elements of a body: its texts and fields are far fewer, and so many are read in some hundredths of a second."""
+"""Most elements of a body: its texts and fields are far fewer, and so many are read in some
+hundredths of a second.
+"""
 
 
 class BodyReader:
@@ -29,9 +32,9 @@ class BodyReader:
     async def json(self, request: Request) -> dict[str, Any]:
         """Read the body of a request as one JSON object.
 
-        Raises:
-            ApiError: 413 for a body too large, 408 for one too slow, 415 for another type or a compressed one, 429 if
-                too many bodies are being read, 400 for what is no strict JSON object.
+        Raises ApiError 413 for a body too large, 408 for one too slow, 415 for another type or a
+        compressed one, 429 if too many bodies are being read, 400 for what is no strict JSON
+        object.
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
@@ -73,7 +76,8 @@ class BodyReader:
         if size > self._settings.body_bytes:
             raise ApiError(
                 413,
-                f"the body is larger than {self._settings.body_bytes:,} bytes; send fewer texts a request",
+                f"the body is larger than {self._settings.body_bytes:,} bytes; send fewer texts a"
+                " request",
                 close=True,
             )
         if size > SMALL and self._held > self._settings.all_body_bytes:
@@ -83,10 +87,10 @@ class BodyReader:
 
 
 def strict_json(data: bytes) -> dict[str, Any]:
-    """Read one JSON object: no NaN, no key twice, no half of a character, no nesting, number or size beyond the bounds.
+    """Read one JSON object: no NaN, no key twice, no half of a character, no nesting, number or
+    size beyond the bounds.
 
-    Raises:
-        ApiError: 400, saying what is wrong without repeating the text.
+    Raises ApiError 400, saying what is wrong without repeating the text.
     """
     try:
         return read_object(data.decode("utf-8"), max_elements=MAX_ELEMENTS)

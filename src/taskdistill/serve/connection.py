@@ -1,4 +1,6 @@
-"""uvicorn's connection with three guards: a head must arrive in time, replies must be read, idle connections give way."""
+"""uvicorn's connection with three guards: a head must arrive in time, replies must be read, idle
+connections give way.
+"""
 
 from __future__ import annotations
 
@@ -122,11 +124,8 @@ class GuardedProtocol(H11Protocol):
 def guarded(head_seconds: float, max_connections: int) -> type[GuardedProtocol]:
     """Make a connection class with limits.
 
-    Args:
-        head_seconds: Time for the head of a request, from the connection's start or the last reply.
-
-    Returns:
-        A class for uvicorn's `http` setting.
+    `head_seconds`: time for the head of a request, from the connection's start or the last reply.
+    Returns a class for uvicorn's `http` setting.
     """
     limits: dict[str, Any] = {"head_seconds": head_seconds, "max_connections": max_connections}
     return type("Connection", (GuardedProtocol,), limits)

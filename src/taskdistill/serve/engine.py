@@ -1,4 +1,6 @@
-"""The model as the server uses it: tokenised in one thread, run by several, each with its own choice of adapter."""
+"""The model as the server uses it: tokenised in one thread, run by several, each with its own
+choice of adapter.
+"""
 
 from __future__ import annotations
 
@@ -48,22 +50,21 @@ class Engine(Protocol):
 class EncoderEngine:
     """An Encoder, shared by threads without turns.
 
-    Every thread gets a copy of the model's modules that shares all weights, so that each has its own active adapter at no cost in
-    memory. The Encoder itself stays free for whoever holds it.
+    Every thread gets a copy of the model's modules that shares all weights, so that each has its
+    own active adapter at no cost in memory. The Encoder itself stays free for whoever holds it.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         """Wrap an encoder and bring its weights into memory.
 
-        Weights are read through a memory map; were the file overwritten in place, the process would be killed by SIGBUS.
-
-        Raises:
-            BadInput: If it runs in another back end than torch.
+        Weights are read through a memory map; were the file overwritten in place, the process would
+        be killed by SIGBUS. Raises BadInput if it runs in another back end than torch.
         """
         module = encoder.model.module
         if encoder.backend is not module:
             raise BadInput(
-                "the server runs its model in torch, each thread with an adapter of its own; load it without another back end"
+                "the server runs its model in torch, each thread with an adapter of its own; load"
+                " it without another back end"
             )
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.data.clone()
@@ -81,11 +82,8 @@ class EncoderEngine:
     ) -> tuple[list[np.ndarray], np.ndarray]:
         """Tokenise texts behind a prompt.
 
-        Args:
-            max_length: Most tokens of one text.
-
-        Returns:
-            Ids of each text, and which texts were cut, `(texts,)` of bool.
+        `max_length`: most tokens of one text. Returns ids of each text, and which texts were cut,
+        `(texts,)` of bool.
         """
         tokens = self._encoder.model.tokenizer.ids(texts, prompt=prompt, max_length=max_length)
         return tokens.ids, tokens.truncated
@@ -93,16 +91,14 @@ class EncoderEngine:
     def joined(self, texts: Sequence[str], prompt: str) -> JoinedTexts:
         """Tokenise texts as one document, for late chunking.
 
-        Returns:
-            Its ids and the tokens of each text.
+        Returns its ids and the tokens of each text.
         """
         return join_texts(self._encoder, texts, prompt)
 
     def view(self) -> TorchAdapterView:
         """Return the model for one more thread.
 
-        Returns:
-            Modules of their own around the same weights.
+        Returns modules of their own around the same weights.
         """
         return TorchAdapterView(self._module)
 
@@ -119,14 +115,8 @@ class TorchAdapterView:
     def embed(self, ids: Sequence[np.ndarray], task: str | None) -> np.ndarray:
         """Compute vectors.
 
-        Args:
-            task: Adapter, or None for the base.
-
-        Returns:
-            float32 `(texts, dim)`, not cut and not scaled.
-
-        Raises:
-            WorkFailed: If a value is not finite.
+        `task`: adapter, or None for the base. Returns float32 `(texts, dim)`, not cut and not
+        scaled. Raises WorkFailed if a value is not finite.
         """
         self._select(task)
         with torch.inference_mode():
@@ -135,15 +125,9 @@ class TorchAdapterView:
     def embed_chunks(self, ids: np.ndarray, spans: np.ndarray, task: str | None) -> np.ndarray:
         """Compute the vectors of the chunks of one text, each of which has seen the rest of it.
 
-        Args:
-            spans: First token and the one after the last of each chunk, `(chunks, 2)`.
-            task: Adapter, or None for the base.
-
-        Returns:
-            float32 `(chunks, dim)`, not cut and not scaled.
-
-        Raises:
-            WorkFailed: If a value is not finite.
+        `spans`: first token and the one after the last of each chunk, `(chunks, 2)`. `task`:
+        adapter, or None for the base. Returns float32 `(chunks, dim)`, not cut and not scaled.
+        Raises WorkFailed if a value is not finite.
         """
         self._select(task)
         with torch.inference_mode():

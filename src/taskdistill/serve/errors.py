@@ -1,4 +1,6 @@
-"""Errors that a client is answered with, in OpenAI's shape or in that of text-embeddings-inference."""
+"""Errors that a client is answered with, in OpenAI's shape or in that of
+text-embeddings-inference.
+"""
 
 from __future__ import annotations
 
@@ -51,11 +53,10 @@ class ApiError(Exception):
     ) -> None:
         """Say what is wrong.
 
-        Args:
-            message: What was given, what is needed, what to do; never the client's text.
-            code: Short name of the error; None for that of the status.
-            retry_after: Seconds after which to try again.
-            close: Whether the connection is closed, because the rest of the request is not read.
+        `message`: what was given, what is needed, what to do; never the client's text. `code`:
+        short name of the error; None for that of the status. `retry_after`: seconds after which to
+        try again. `close`: whether the connection is closed, because the rest of the request is not
+        read.
         """
         super().__init__(message)
         self.status = status
@@ -69,8 +70,7 @@ class ApiError(Exception):
 def answer(error: ApiError, path: str) -> Response:
     """Make the response of an error.
 
-    Args:
-        path: Path of the request; `/embed` answers in the shape of text-embeddings-inference.
+    `path`: path of the request; `/embed` answers in the shape of text-embeddings-inference.
     """
     status, message = error.status, sendable(error.message)
     body: dict[str, Any]
@@ -99,15 +99,16 @@ def answer(error: ApiError, path: str) -> Response:
 
 
 def sendable(text: str) -> str:
-    """Return a text that UTF-8 can hold: halves of surrogate pairs, which JSON can name, are replaced."""
+    """Return a text that UTF-8 can hold: halves of surrogate pairs, which JSON can name, are
+    replaced.
+    """
     return text.encode("utf-8", "replace").decode()
 
 
 def as_api_error(error: BaseException) -> ApiError:
     """Turn any error into one that may be shown.
 
-    Returns:
-        The error itself, a 400 for bad input, and a 500 without details for everything else.
+    Returns the error itself, a 400 for bad input, and a 500 without details for everything else.
     """
     if isinstance(error, ApiError):
         return error

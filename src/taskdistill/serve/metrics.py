@@ -1,4 +1,6 @@
-"""What the server counts, in a Prometheus registry of its own; no label ever holds a client's text."""
+"""What the server counts, in a Prometheus registry of its own; no label ever holds a
+client's text.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Metrics:
     """Counters, histograms and gauges of one server."""
 
     def __init__(self) -> None:
-        """Register everything with a registry of its own, so that two servers fit into one process."""
+        """Register everything with a registry of its own, so that two servers fit into
+        one process.
+        """
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         prefix, registry = "taskdistill", self.registry

@@ -1,4 +1,6 @@
-"""What every request passes first and every answer last: host, key, counters, headers, and the last resort for errors."""
+"""What every request passes first and every answer last: host, key, counters, headers, and the last
+resort for errors.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,7 @@ class AuthThrottle:
         self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def wait(self, address: str, now: float) -> int:
-        """Say how long an address is refused.
-
-        Returns:
-            Seconds; 0 if it is not refused.
-        """
+        """Say how long an address is refused. Returns seconds; 0 if it is not refused."""
         start, count = self._seen.get(address, (now, 0))
         return (
             int(start + _WINDOW - now) + 1 if count >= self._limit and now - start < _WINDOW else 0
@@ -131,7 +129,8 @@ class RequestGuard:
             if not is_loopback(host) and host.removesuffix(".") not in self._allowed:
                 raise ApiError(
                     421,
-                    "this server answers under localhost only; add the name to the setting allowed_hosts or set an API key",
+                    "this server answers under localhost only; add the name to the setting"
+                    " allowed_hosts or set an API key",
                 )
         if (
             self._key is None

@@ -16,7 +16,9 @@ from taskdistill.serve.settings import ServerSettings
 
 _POLL = 0.05
 _GRACE = 1.0
-"""Seconds in which a request that has chosen its model, and has no place in its queue yet, gets one."""
+"""Seconds in which a request that has chosen its model, and has no place in its queue yet, gets
+one.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -34,12 +36,9 @@ class ModelHolder:
     ) -> None:
         """Serve a model.
 
-        Args:
-            space_ids: Space of the index that is served beside it, by its own id and those of earlier versions; none without one.
-            load: Reads the model again; None if it cannot be.
-
-        Raises:
-            BadInput: If the model cannot ask the index.
+        `space_ids`: space of the index that is served beside it, by its own id and those of earlier
+        versions; none without one. `load`: reads the model again; None if it cannot be. Raises
+        BadInput if the model cannot ask the index.
         """
         self.settings, self.space_ids, self._load = settings, tuple(space_ids), load
         if space_ids:
@@ -61,7 +60,9 @@ class ModelHolder:
         await self.now.measure()
 
     def stop(self) -> None:
-        """Stop the threads of the model that answers; one that was replaced has finished or is given up."""
+        """Stop the threads of the model that answers; one that was replaced has finished or is
+        given up.
+        """
         self.now.stop()
 
     async def healthy(self) -> bool:
@@ -69,7 +70,9 @@ class ModelHolder:
         return not self.draining and await self.now.healthy()
 
     def ask_reload(self) -> None:
-        """Begin to read the model again; may be called from a signal handler. While one reload runs, another is left out."""
+        """Begin to read the model again; may be called from a signal handler. While one reload
+        runs, another is left out.
+        """
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._begin)
 
@@ -78,7 +81,8 @@ class ModelHolder:
             self._reloading = asyncio.get_running_loop().create_task(self.reload())
 
     async def reload(self) -> None:
-        """Read the model again and let it answer from now on; if anything is wrong with it, the old one stays and the log says why.
+        """Read the model again and let it answer from now on; if anything is wrong with it, the old
+        one stays and the log says why.
 
         Requests that have begun are finished by the model that they began with.
         """
@@ -86,7 +90,8 @@ class ModelHolder:
             return
         try:
             fresh = await asyncio.to_thread(self._checked)
-        except Exception as error:  # whatever a broken folder makes a library raise must not reach the model that answers
+        # whatever a broken folder makes a library raise must not reach the model that answers
+        except Exception as error:
             reason = (
                 str(error)
                 if isinstance(error, BadInput | WorkFailed)
@@ -131,7 +136,8 @@ class ModelHolder:
         missing = sorted(set(old.tasks) - set(encoder.tasks))
         if missing:
             raise BadInput(
-                f"the new model has no adapter for {', '.join(missing)}, which clients use; start another server for it"
+                f"the new model has no adapter for {', '.join(missing)}, which clients use; start"
+                " another server for it"
             )
         return EmbeddingService(encoder, self.settings, self.metrics)
 

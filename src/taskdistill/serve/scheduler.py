@@ -1,10 +1,13 @@
-"""What waits for the model: bounded, fair between requests, ready as batches of one task within a token budget.
+"""What waits for the model: bounded, fair between requests, ready as batches of one task within a
+token budget.
 
-Every text gets a tag: the clock when its request was accepted plus `PATIENCE` times the tokens of that request up to and
-including this text. The clock counts the tokens handed out. The smallest tag goes first, so a short request overtakes the
-tail of a long one, but no text is overtaken for longer than its own tag allows.
+Every text gets a tag: the clock when its request was accepted plus `PATIENCE` times the tokens of
+that request up to and including this text. The clock counts the tokens handed out. The smallest tag
+goes first, so a short request overtakes the tail of a long one, but no text is overtaken for longer
+than its own tag allows.
 
-Texts of at most `SHORT` tokens never share a batch with longer ones, so that they need not wait for them to be computed.
+Texts of at most `SHORT` tokens never share a batch with longer ones, so that they need not wait for
+them to be computed.
 """
 
 from __future__ import annotations
@@ -25,18 +28,16 @@ SHORT = 128
 """Most tokens of a short text."""
 
 Group = tuple[str, bool, bool]
-"""Task (empty for none), whether the texts are short, whether they are read in chunks: what a batch has in common."""
+"""Task (empty for none), whether the texts are short, whether they are read in chunks: what a batch
+has in common.
+"""
 
 
 class QueueFull(Exception):
     """Too much waits already."""
 
     def __init__(self, seconds: float) -> None:
-        """Say when there may be room.
-
-        Args:
-            seconds: Estimated seconds until then.
-        """
+        """Say when there may be room. `seconds`: estimated seconds until then."""
         super().__init__("the queue is full")
         self.seconds = seconds
 
@@ -99,10 +100,9 @@ class FairScheduler:
     ) -> None:
         """Set the bounds.
 
-        Args:
-            seconds: Longest estimated wait accepted; 0 for any.
-            unmeasured: Most tokens waiting while no rate was measured and no wait can be estimated.
-            max_wait: Seconds that a batch which is not full waits for company.
+        `seconds`: longest estimated wait accepted; 0 for any. `unmeasured`: most tokens waiting
+        while no rate was measured and no wait can be estimated. `max_wait`: seconds that a batch
+        which is not full waits for company.
         """
         self._bounds = (texts, tokens, seconds)
         self._unmeasured = unmeasured
@@ -120,11 +120,8 @@ class FairScheduler:
     def admit(self, texts: int, tokens: int) -> EmbedJob:
         """Accept a request or refuse it; an accepted one is never refused later.
 
-        Args:
-            tokens: About how many tokens they have.
-
-        Raises:
-            Full: If it does not fit behind what waits already.
+        `tokens`: about how many tokens they have. Raises Full if it does not fit behind what waits
+        already.
         """
         if self.refuses(texts, tokens):
             raise QueueFull(self.tokens / self.rate if self.rate else 0.0)
@@ -135,11 +132,8 @@ class FairScheduler:
     def refuses(self, texts: int, tokens: int) -> bool:
         """Say whether a request would be refused.
 
-        Args:
-            tokens: About how many tokens they have.
-
-        Returns:
-            True if it does not fit behind what waits already; a request that nothing is ahead of is never too long.
+        `tokens`: about how many tokens they have. Returns True if it does not fit behind what waits
+        already; a request that nothing is ahead of is never too long.
         """
         max_texts, max_tokens, seconds = self._bounds
         if self.texts + texts > max_texts:
@@ -164,10 +158,9 @@ class FairScheduler:
     ) -> None:
         """Let the texts of an accepted request wait for a batch.
 
-        Args:
-            ids: Token ids of each text; their number may differ from what was announced.
-            task: Adapter, or None for the base.
-            spans: Of a single text, if each of its chunks gets a vector.
+        `ids`: token ids of each text; their number may differ from what was announced. `task`:
+        adapter, or None for the base. `spans`: of a single text, if each of its chunks gets a
+        vector.
         """
         total = sum(len(row) for row in ids)
         self.texts += len(ids) - job.texts
@@ -187,8 +180,7 @@ class FairScheduler:
     def drop(self, job: EmbedJob) -> int:
         """Free the place of a request that nobody waits for, or that has failed.
 
-        Args:
-            job: The request; dropping it twice changes nothing.
+        `job`: the request; dropping it twice changes nothing.
         """
         if job.dropped:
             return 0
@@ -207,11 +199,8 @@ class FairScheduler:
     ) -> tuple[ScheduledBatch | None, float | None]:
         """Hand out the next batch.
 
-        Args:
-            budget: Most tokens; a single longer text is a batch of its own.
-
-        Returns:
-            The batch, or None; and if none is ready although texts wait, the seconds until one will be.
+        `budget`: most tokens; a single longer text is a batch of its own. Returns the batch, or
+        None; and if none is ready although texts wait, the seconds until one will be.
         """
         groups = sorted(
             (heap[0], group) for group, heap in self._live() if group[1] or not short_only
@@ -258,7 +247,9 @@ class FairScheduler:
         self._dead -= 1
 
     def _sweep(self) -> None:
-        """Remove the texts of dropped requests, so that clients that come and go cannot fill the memory."""
+        """Remove the texts of dropped requests, so that clients that come and go cannot fill the
+        memory.
+        """
         for group, heap in list(self._heaps.items()):
             waiting = [item for item in heap if not item.job.dropped]
             heapq.heapify(waiting)

@@ -57,7 +57,9 @@ class EmbeddingRequest(RequestBody):
     )
     task: str | None = Field(
         None,
-        description="retrieval.query, retrieval.passage, a task of the model, or nothing for the base",
+        description=(
+            "retrieval.query, retrieval.passage, a task of the model, or nothing for the base"
+        ),
     )
     prompt_name: str | None = Field(
         None, description="Prompt put before each text: query or document; document if not given"
@@ -80,7 +82,9 @@ class EmbeddingRequest(RequestBody):
     user: str | None = Field(None, description="Accepted and not used")
 
     def kinds(self) -> list[Kind]:
-        """Return how each vector is sent; `embedding_type` goes before `encoding_format`, which OpenAI's client sets by itself."""
+        """Return how each vector is sent; `embedding_type` goes before `encoding_format`, which
+        OpenAI's client sets by itself.
+        """
         if isinstance(self.embedding_type, list):
             if not self.embedding_type or len(set(self.embedding_type)) < len(self.embedding_type):
                 raise ApiError(
@@ -117,8 +121,7 @@ AnyBody = TypeVar("AnyBody", bound=RequestBody)
 def parse(model: type[AnyBody], value: dict[str, Any]) -> AnyBody:
     """Check the fields of a request.
 
-    Raises:
-        ApiError: 400 naming the first field at fault, without its value.
+    Raises ApiError 400 naming the first field at fault, without its value.
     """
     unknown = next((name for name in value if name not in model.model_fields), None)
     if unknown is not None:
@@ -167,15 +170,9 @@ def _unknown_field(model: type[RequestBody], name: str) -> ApiError:
 def texts_of(value: Any, field: str, limit: int) -> list[str]:
     """Read the texts of a request.
 
-    Args:
-        value: A string, or a list of strings or of `{"text": string}`.
-        limit: Most texts of a request.
-
-    Returns:
-        The texts, at least one, none empty.
-
-    Raises:
-        ApiError: 400 or 413, naming the field and the place but not the text.
+    `value`: a string, or a list of strings or of `{"text": string}`. `limit`: most texts of a
+    request. Returns the texts, at least one, none empty. Raises ApiError 400 or 413, naming the
+    field and the place but not the text.
     """
     items = value if isinstance(value, list) else [value]
     if not items:
@@ -188,7 +185,8 @@ def texts_of(value: Any, field: str, limit: int) -> list[str]:
     if len(items) > limit:
         raise ApiError(
             413,
-            f"{field} has {len(items):,} items, the limit is {limit:,} a request; send several requests",
+            f"{field} has {len(items):,} items, the limit is {limit:,} a request; send several"
+            " requests",
             param=field,
         )
     if all(isinstance(item, int) for item in items) or all(
@@ -238,17 +236,15 @@ def _is_unicode(text: str) -> bool:
 def parse_task(task: str | None, prompt_name: str | None) -> tuple[str | None, str | None]:
     """Resolve Jina's task names.
 
-    Args:
-        task: A task of the model or a name of Jina's API.
-
-    Raises:
-        BadInput: If the task implies another prompt.
+    `task`: a task of the model or a name of Jina's API. Raises BadInput if the task implies another
+    prompt.
     """
     if task not in JINA_TASKS:
         return task, prompt_name
     adapter, implied = JINA_TASKS[task]
     if implied is not None and prompt_name not in (None, implied):
         raise BadInput(
-            f"task {task!r} means the prompt {implied!r}, but prompt_name is {prompt_name!r}; give one of the two"
+            f"task {task!r} means the prompt {implied!r}, but prompt_name is {prompt_name!r}; give"
+            " one of the two"
         )
     return adapter, implied or prompt_name

@@ -63,7 +63,9 @@ def serve(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which tells the application that it stops or reads its model again, and ends with status 0 when it was asked to."""
+    """uvicorn's server, which tells the application that it stops or reads its model again, and
+    ends with status 0 when it was asked to.
+    """
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -94,8 +96,7 @@ class Server(uvicorn.Server):
 def make_server(app: FastAPI, settings: ServerSettings) -> Server:
     """Configure uvicorn for an application of `make_app`.
 
-    Returns:
-        A server; give `run` a listening socket.
+    Returns a server; give `run` a listening socket.
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     max_connections = (

@@ -25,13 +25,17 @@ CHARACTERS_PER_TOKEN = 3
 """For the estimate by which a request is accepted, before it is tokenised."""
 
 CHARACTERS_OF_A_TOKEN = 32
-"""For the bound on a document that is tokenised in one go: longer words do not occur in a text that a model reads."""
+"""For the bound on a document that is tokenised in one go: longer words do not occur in a text that
+a model reads.
+"""
 
 TOKENISED_CHARACTERS = 32_768
 """Characters tokenised in one go, so that a small request waits for little."""
 
 INLINE_CHARACTERS = 1024
-"""Characters tokenised on the event loop while the tokenising thread has nothing to do: handing them over would take longer."""
+"""Characters tokenised on the event loop while the tokenising thread has nothing to do: handing
+them over would take longer.
+"""
 
 PROBE_SECONDS = 5.0
 
@@ -39,7 +43,9 @@ MEASURED_TOKENS = 512
 """Tokens by which the model's rate is measured at the start."""
 
 MEASURE_SECONDS = 10.0
-"""Longest time that measuring the rate delays the start; a model that needs longer accepts little until a batch was measured."""
+"""Longest time that measuring the rate delays the start; a model that needs longer accepts little
+until a batch was measured.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -60,8 +66,7 @@ class EmbeddingResult:
 def overloaded(seconds: float) -> ApiError:
     """Make the answer to a request that finds no place.
 
-    Returns:
-        A 429 with Retry-After between 1 and 60 seconds.
+    Returns a 429 with Retry-After between 1 and 60 seconds.
     """
     wait = max(1, min(60, math.ceil(seconds)))
     return ApiError(429, "the server has as much to do as it accepts; try again", retry_after=wait)
@@ -93,7 +98,9 @@ class EmbeddingService:
         self.batcher.start()
 
     async def measure(self) -> None:
-        """Learn how fast the model is, so that the first clients are not promised more than it can do."""
+        """Learn how fast the model is, so that the first clients are not promised more than it can
+        do.
+        """
         length = min(self.encoder.max_length, MEASURED_TOKENS // 4)
         ids = (await self._tokenise(["measure " * length], "", length))[0][0]
         count = max(1, min(MEASURED_TOKENS, self.engine.budget) // max(1, len(ids)))
@@ -110,8 +117,7 @@ class EmbeddingService:
     def check(self, model: str | None, task: str | None, dimensions: int | None) -> None:
         """Refuse what this model cannot give, before anything is computed.
 
-        Raises:
-            ApiError: 404 for another model, 400 for an unknown task or a size out of range.
+        Raises ApiError 404 for another model, 400 for an unknown task or a size out of range.
         """
         name = self.encoder.name
         if model is not None and model != name:
@@ -149,17 +155,11 @@ class EmbeddingService:
     ) -> EmbeddingResult:
         """Compute the vectors of one request.
 
-        Args:
-            task: Adapter, or None for the base.
-            truncate: Whether the end of a text too long is cut off.
-            field: Where the texts were given, for errors.
-            late_chunking: Whether the texts are read as one document, so that each vector has seen all of them.
-
-        Returns:
-            Raw vectors, tokens read, and which texts were cut.
-
-        Raises:
-            ApiError: 429 if too much waits, 400 and 413 for texts too long, 500 if the model failed, 503 if the server is stopping.
+        `task`: adapter, or None for the base. `truncate`: whether the end of a text too long is cut
+        off. `field`: where the texts were given, for errors. `late_chunking`: whether the texts are
+        read as one document, so that each vector has seen all of them. Returns raw vectors, tokens
+        read, and which texts were cut. Raises ApiError 429 if too much waits, 400 and 413 for texts
+        too long, 500 if the model failed, 503 if the server is stopping.
         """
         max_length = self.encoder.max_length
         guess = sum(min(max_length, 2 + len(text) // CHARACTERS_PER_TOKEN) for text in texts)
@@ -180,14 +180,16 @@ class EmbeddingService:
             if cut and not truncate:
                 raise ApiError(
                     400,
-                    f"{field}[{cut[0]}] is longer than the {max_length:,} tokens that the model reads; shorten it or send truncate: true",
+                    f"{field}[{cut[0]}] is longer than the {max_length:,} tokens that the model"
+                    " reads; shorten it or send truncate: true",
                     param=field,
                     code="context_length_exceeded",
                 )
             if total > self.settings.request_tokens:
                 raise ApiError(
                     413,
-                    f"{field} has {total:,} tokens, the limit is {self.settings.request_tokens:,} a request",
+                    f"{field} has {total:,} tokens, the limit is {self.settings.request_tokens:,} a"
+                    " request",
                     param=field,
                 )
             if not all(map(len, ids)):
@@ -214,8 +216,8 @@ class EmbeddingService:
     async def healthy(self) -> bool:
         """Say whether the model works; run it with one short text unless it has just worked.
 
-        Returns:
-            False after a panic until the model has worked again, and if it does not answer in five seconds.
+        Returns False after a panic until the model has worked again, and if it does not answer in
+        five seconds.
         """
         if self.batcher.recently_succeeded:
             return True
@@ -230,9 +232,14 @@ class EmbeddingService:
     async def _join(
         self, texts: list[str], prompt: str, max_length: int, field: str
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        """Tokenise texts as one document; what the model cannot read in one go is refused, as a chunk must not be without its tokens."""
+        """Tokenise texts as one document; what the model cannot read in one go is refused, as a
+        chunk must not be without its tokens.
+        """
         characters = sum(map(len, texts))
-        message = f"late_chunking reads all of {field} as one text, of which the model reads {max_length:,} tokens at most"
+        message = (
+            f"late_chunking reads all of {field} as one text, of which the model reads"
+            f" {max_length:,} tokens at most"
+        )
         if characters > CHARACTERS_OF_A_TOKEN * max_length:
             raise ApiError(
                 400,

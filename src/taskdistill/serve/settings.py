@@ -1,4 +1,6 @@
-"""Limits of the server: what one request may ask for, how much may wait, how long anything may take."""
+"""Limits of the server: what one request may ask for, how much may wait, how long anything may
+take.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,16 @@ class ServerSettings:
         request_texts: Most texts of one request.
         request_tokens: Most tokens of one request, over all its texts.
         queue_seconds: Longest estimated wait that is accepted; keep it below `drain_seconds`.
-        unmeasured_tokens: Most tokens waiting while the model's rate, from which waits are estimated, was not measured.
+        unmeasured_tokens: Most tokens waiting while the model's rate, from which waits are
+            estimated, was not measured.
         max_wait_ms: How long a batch that is not full waits for company while a worker is idle.
         head_seconds: Time in which a connection must have sent the head of its next request.
         body_seconds: Time in which the body must have arrived.
         connections: Most connections open; the one idle longest gives way to a new one.
-        failed_keys: Wrong keys from one address in a minute before it is refused for the rest of that minute.
-        proxies: Addresses of proxies whose X-Forwarded-For says who asks; from others the header is not believed.
+        failed_keys: Wrong keys from one address in a minute before it is refused for the rest of
+            that minute.
+        proxies: Addresses of proxies whose X-Forwarded-For says who asks; from others the header is
+            not believed.
     """
 
     api_key: str | None = None
@@ -57,11 +62,13 @@ class ServerSettings:
             len(self.api_key) < KEY_CHARACTERS or not self.api_key.isascii() or " " in self.api_key
         ):
             raise BadInput(
-                f"the API key must be at least {KEY_CHARACTERS} ASCII characters without spaces; make one with: openssl rand -hex 32"
+                f"the API key must be at least {KEY_CHARACTERS} ASCII characters without spaces;"
+                " make one with: openssl rand -hex 32"
             )
         if self.request_texts > self.queue_texts or self.request_tokens > self.queue_tokens:
             raise BadInput(
-                "a request may not be larger than the queue, or it could never be accepted; raise queue_texts and queue_tokens"
+                "a request may not be larger than the queue, or it could never be accepted; raise"
+                " queue_texts and queue_tokens"
             )
         for proxy in self.proxies:
             try:
@@ -86,8 +93,7 @@ FREE = ("public", "max_wait_ms", "queue_seconds")
 def is_loopback(host: str) -> bool:
     """Say whether an address can be reached from this machine only.
 
-    Returns:
-        True for `localhost` and loopback addresses.
+    Returns True for `localhost` and loopback addresses.
     """
     host = host.lower().removesuffix(".")
     if host == "localhost":
@@ -101,11 +107,10 @@ def is_loopback(host: str) -> bool:
 def check_host(host: str, settings: ServerSettings) -> None:
     """Refuse to serve the network without a key unless that is asked for.
 
-    Raises:
-        BadInput: If others could reach the server and neither a key nor `public` is set.
+    Raises BadInput if others could reach the server and neither a key nor `public` is set.
     """
     if not is_loopback(host) and settings.api_key is None and not settings.public:
         raise BadInput(
-            f"--host {host} lets every machine that reaches this one use the model and read the index; "
-            "set an API key, or pass --public to serve without one"
+            f"--host {host} lets every machine that reaches this one use the model and read the"
+            " index; set an API key, or pass --public to serve without one"
         )

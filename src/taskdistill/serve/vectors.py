@@ -16,29 +16,22 @@ from taskdistill.serve.schemas import Kind
 
 
 def cut(raw: np.ndarray, dim: int, *, normalized: bool) -> np.ndarray:
-    """Keep the first dimensions.
-
-    Returns:
-        float32 `(n, dim)`.
-    """
+    """Keep the first dimensions. Returns float32 `(n, dim)`."""
     return truncate(raw, dim) if normalized else np.ascontiguousarray(raw[:, :dim])
 
 
 def int8_ranges(encoder: Encoder, task: str | None, dim: int) -> Int8Ranges:
     """Find the ranges that the model stores for its int8 codes.
 
-    Args:
-        task: Adapter, or None for the base.
-
-    Raises:
-        ApiError: 400 if none are stored.
+    `task`: adapter, or None for the base. Raises ApiError 400 if none are stored.
     """
     stored = encoder.model.settings.int8_ranges.get(task or "base", {})
     if str(dim) not in stored:
         known = ", ".join(stored) or "none"
         raise ApiError(
             400,
-            f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored: {known})",
+            f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored:"
+            f" {known})",
             param="embedding_type",
         )
     return Int8Ranges.from_json(stored[str(dim)])
@@ -52,15 +45,9 @@ def binary_offset(
 ) -> np.ndarray | None:
     """Find what the model takes from its vectors before their signs.
 
-    Args:
-        task: Adapter, or None for the base.
-        role: query or document; anything else is read as document.
-
-    Returns:
-        The offsets; None for a model that stores none.
-
-    Raises:
-        ApiError: 400 if the model stores offsets, but not for this size.
+    `task`: adapter, or None for the base. `role`: query or document; anything else is read as
+    document. Returns the offsets; None for a model that stores none. Raises ApiError 400 if the
+    model stores offsets, but not for this size.
     """
     try:
         return stored_offset(encoder.model.settings, task, dim, role)
@@ -73,12 +60,9 @@ def sent_as(
 ) -> list[Any] | np.ndarray:
     """Put vectors into the form in which they are sent.
 
-    Args:
-        kind: The form; `binary` is `ubinary` minus 128, as sentence-transformers has it.
-        offset: For binary: what is taken from the vectors before their signs.
-
-    Returns:
-        One entry a vector: an array of numbers, or base64 of little-endian float32.
+    `kind`: the form; `binary` is `ubinary` minus 128, as sentence-transformers has it. `offset`:
+    for binary: what is taken from the vectors before their signs. Returns one entry a vector: an
+    array of numbers, or base64 of little-endian float32.
     """
     if offset is not None and kind in BITS:
         vectors = vectors - offset

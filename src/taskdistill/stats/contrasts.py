@@ -113,11 +113,8 @@ def analyze_contrasts(
     are drawn, which makes the variance right, and their deviations are widened by the ratio of
     Student's quantile to the normal one, since few seeds say little about how much seeds differ;
     sets likewise. With one seed nothing is known of that, and the interval holds for this seed
-    only.
-
-    Raises:
-        BadInput: If contrasts differ in sets or queries, or one has other numbers of seeds in its
-            sets.
+    only. Raises BadInput if contrasts differ in sets or queries, or one has other numbers of seeds
+    in its sets.
     """
     seeds = {name: _seed_count(name, values) for name, values in contrasts.items()}
     sizes = [{s: each.shape[1] for s, each in values.items()} for values in contrasts.values()]

@@ -59,10 +59,8 @@ def paired_difference(
     """Compare two models on the same queries or pairs, in the same order.
 
     Returns the difference of scores with its paired bootstrap interval, and the two-sided p-value
-    of a randomisation test that exchanges the models' results at random, query by query.
-
-    Raises:
-        BadInput: If the two were not scored on the same queries.
+    of a randomisation test that exchanges the models' results at random, query by query. Raises
+    BadInput if the two were not scored on the same queries.
     """
     if {k: len(v) for k, v in first.items()} != {k: len(v) for k, v in second.items()}:
         raise BadInput(

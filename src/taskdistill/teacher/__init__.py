@@ -1,1 +1,3 @@
-"""Teachers (local, HTTP, precomputed) and the store in which each distinct text is embedded once."""
+"""Teachers (local, HTTP, precomputed) and the store in which each distinct text is
+embedded once.
+"""

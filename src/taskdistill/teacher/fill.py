@@ -40,7 +40,9 @@ PIECE_ROWS = 256
 
 QUARANTINE_ROWS = 10
 QUARANTINE_SHARE = 0.001
-"""Bad rows are tolerated up to this many, or up to this share of the texts asked for, whichever is more."""
+"""Bad rows are tolerated up to this many, or up to this share of the texts asked for, whichever is
+more.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,10 @@ def fill_store(
 ) -> TeacherFillReport:
     """Embed the distinct texts that a store lacks, shard by shard; safe to kill and run again.
 
-    Args:
-        texts: Raw texts, without instruction; the store puts them into their form.
-        shard_rows: Texts a shard; what a kill can lose.
-        progress: Called with (embedded, to embed).
-
-    Raises:
-        BadInput: If the teacher is not the store's, or texts are missing in a store that is write-protected.
+    `texts`: raw texts, without instruction; the store puts them into their form. `shard_rows`:
+    texts a shard; what a kill can lose. `progress`: called with (embedded, to embed). Raises
+    BadInput if the teacher is not the store's, or texts are missing in a store that is
+    write-protected.
     """
     _same_teacher(store, teacher)
     keys = text_keys(texts)
@@ -179,15 +178,17 @@ class _Filling:
         )
         if vectors.ndim != 2 or len(vectors) != len(places):
             raise BadInput(
-                f"the teacher {self.teacher.identity.model!r} returned vectors of shape {vectors.shape} for {len(places)} texts; "
-                f"it must return one row a text; nothing of this batch was stored"
+                f"the teacher {self.teacher.identity.model!r} returned vectors of shape"
+                f" {vectors.shape} for {len(places)} texts; it must return one row a text; nothing"
+                " of this batch was stored"
             )
         self.store.embedding_dim = self.store.embedding_dim or vectors.shape[1]
         if vectors.shape[1] != self.store.embedding_dim:
             raise BadInput(
-                f"the teacher {self.teacher.identity.model!r} returned vectors of {vectors.shape[1]} values, "
-                f"but the store {self.store.folder} has embedding_dim {self.store.embedding_dim}; nothing of this batch was stored; "
-                f"give the teacher's present model another revision in the recipe"
+                f"the teacher {self.teacher.identity.model!r} returned vectors of"
+                f" {vectors.shape[1]} values, but the store {self.store.folder} has embedding_dim"
+                f" {self.store.embedding_dim}; nothing of this batch was stored; give the teacher's"
+                " present model another revision in the recipe"
             )
         self.done += len(places)
         if self.progress is not None:
@@ -207,9 +208,10 @@ class _Filling:
             )
         if len(self.quarantined) > max(QUARANTINE_ROWS, QUARANTINE_SHARE * self.distinct):
             raise WorkFailed(
-                f"the teacher {self.teacher.identity.model!r} gave {len(self.quarantined)} unusable vectors among {self.done} texts, "
-                f"above {QUARANTINE_SHARE:.1%}; first: {self.quarantined[0]}; {self._progress_so_far()}; "
-                f"look at the teacher before running again"
+                f"the teacher {self.teacher.identity.model!r} gave {len(self.quarantined)} unusable"
+                f" vectors among {self.done} texts, above {QUARANTINE_SHARE:.1%}; first:"
+                f" {self.quarantined[0]}; {self._progress_so_far()}; look at the teacher before"
+                " running again"
             )
         if good.any():
             self._append(self.keys[places[good]], vectors[good].astype(np.float16))
@@ -220,18 +222,23 @@ class _Filling:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise WorkFailed(
-                    f"cannot write the teacher store {self.store.folder}: {error}; {self._progress_so_far()}"
+                    f"cannot write the teacher store {self.store.folder}: {error};"
+                    f" {self._progress_so_far()}"
                 ) from None
             needed = (self.total - self.stored) * (2 * vectors.shape[1] + KEY_BYTES)
             free = shutil.disk_usage(self.store.folder.parent).free
             raise WorkFailed(
-                f"the disk of {self.store.folder} is full: the texts still to store need {needed} bytes, {free} are free; "
-                f"{self._progress_so_far()}; free some space and run the same command again"
+                f"the disk of {self.store.folder} is full: the texts still to store need {needed}"
+                f" bytes, {free} are free; {self._progress_so_far()}; free some space and run the"
+                " same command again"
             ) from None
         self.stored += len(keys)
 
     def _progress_so_far(self) -> str:
-        return f"{self.distinct - self.total + self.stored} of {self.distinct} texts are safe in the store {self.store.folder}"
+        return (
+            f"{self.distinct - self.total + self.stored} of {self.distinct} texts are safe in the"
+            f" store {self.store.folder}"
+        )
 
 
 def _same_teacher(store: TeacherStore, teacher: Teacher) -> None:
@@ -239,19 +246,23 @@ def _same_teacher(store: TeacherStore, teacher: Teacher) -> None:
         {**FLOAT32, **store.identity.fields()}, {**FLOAT32, **teacher.identity.fields()}
     ):
         raise BadInput(
-            f"the teacher store {store.folder} takes no vectors of this teacher: {difference}; open the store of this teacher"
+            f"the teacher store {store.folder} takes no vectors of this teacher: {difference}; open"
+            " the store of this teacher"
         )
     if store.embedding_dim is not None and teacher.embedding_dim not in (None, store.embedding_dim):
         raise BadInput(
-            f"the teacher {teacher.identity.model!r} has embedding_dim {teacher.embedding_dim}, "
-            f"but the store {store.folder} has {store.embedding_dim}; correct teacher.embedding_dim or give another revision"
+            f"the teacher {teacher.identity.model!r} has embedding_dim {teacher.embedding_dim}, but"
+            f" the store {store.folder} has {store.embedding_dim}; correct teacher.embedding_dim or"
+            " give another revision"
         )
 
 
 def _before(
     store: TeacherStore, teacher: Teacher, known: list[str], requested: list[str]
 ) -> Recheck | None:
-    """Ask what can be asked before the first row: has it all texts, and is it still the model that made the store's vectors?"""
+    """Ask what can be asked before the first row: has it all texts, and is it still the model that
+    made the store's vectors?
+    """
     if isinstance(teacher, LookupTeacher):
         teacher.require([apply_template(store.instruction, text) for text in requested])
     if teacher.identity.weights is not None:
@@ -267,14 +278,17 @@ def _before(
             and not (cosine := float((now * then).sum())) >= SAME_MODEL_COSINE
         ):
             raise BadInput(
-                f"the teacher {teacher.identity.model!r} no longer gives the vectors of the store {store.folder}: the cosine for text "
-                f"{known[0][:40]!r} is {cosine:.3f}; the model behind the endpoint has changed: give teacher.revision another value"
+                f"the teacher {teacher.identity.model!r} no longer gives the vectors of the store"
+                f" {store.folder}: the cosine for text {known[0][:40]!r} is {cosine:.3f}; the model"
+                " behind the endpoint has changed: give teacher.revision another value"
             )
     return recheck
 
 
 def _clean(store: TeacherStore) -> list[str]:
-    """Remove what a killed writer left: unfinished shards, and a folder that was never moved into place."""
+    """Remove what a killed writer left: unfinished shards, and a folder that was never moved into
+    place.
+    """
     parts = []
     for path in leftovers(store.folder / "shards"):
         path.unlink()

@@ -1,6 +1,8 @@
-"""A teacher behind an OpenAI-shaped embeddings endpoint: every reply checked, every passing fault retried.
+"""A teacher behind an OpenAI-shaped embeddings endpoint: every reply checked, every passing fault
+retried.
 
-What a single reply cannot show (vectors in another order, another model behind the name) is found by `teacher.recheck`.
+What a single reply cannot show (vectors in another order, another model behind the name) is found
+by `teacher.recheck`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from taskdistill.teacher.protocol import TeacherIdentity, unit_rows
 BATCH_TEXTS = 64
 BATCH_CHARACTERS = 200_000
 LONGEST_WAIT = 300.0
-"""Seconds; an endpoint that asks for more with Retry-After is left alone until the command is run again."""
+"""Seconds; an endpoint that asks for more with Retry-After is left alone until the command is run
+again.
+"""
 ABSURD_WAIT = 7 * 24 * 3600.0
 """Seconds; a Retry-After beyond it is not meant."""
 LARGEST_REPLY = 128 << 20
@@ -55,8 +59,8 @@ class _Retryable(Exception):
 class HttpTeacher:
     """POST {url}/embeddings; a repeated request costs money but changes nothing.
 
-    The endpoint's address is no part of the identity, so that a server can move; tell two models of one name apart by `revision`.
-    The endpoint decides how many tokens of a text it reads.
+    The endpoint's address is no part of the identity, so that a server can move; tell two models of
+    one name apart by `revision`. The endpoint decides how many tokens of a text it reads.
     """
 
     url: str
@@ -75,12 +79,12 @@ class HttpTeacher:
     def __post_init__(self) -> None:
         """Check the address and make the client.
 
-        Raises:
-            BadInput: If the address is not an HTTP one.
+        Raises BadInput if the address is not an HTTP one.
         """
         if not self.url.startswith(("http://", "https://")):
             raise BadInput(
-                f"teacher.url is {self.url!r}; it must start with http:// or https:// and end before /embeddings"
+                f"teacher.url is {self.url!r}; it must start with http:// or https:// and end"
+                " before /embeddings"
             )
         self._idle: deque[_Line] = deque()
 
@@ -92,24 +96,15 @@ class HttpTeacher:
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts that already carry their instruction.
 
-        Args:
-            texts: Any number of texts; sent at most 64 and about 200,000 characters a request, four requests at a time.
-
-        Returns:
-            Float32 (n, dim) unit rows, in the order of the texts.
-
-        Raises:
-            BadInput: If the endpoint refuses the request or changes the size of its vectors.
-            WorkFailed: If a fault has not passed after the retries.
+        `texts`: any number of texts; sent at most 64 and about 200,000 characters a request, four
+        requests at a time. Returns Float32 (n, dim) unit rows, in the order of the texts. Raises
+        BadInput if the endpoint refuses the request or changes the size of its vectors. Raises
+        WorkFailed if a fault has not passed after the retries.
         """
         return self._join(self._ask(list(_batches(texts)), self.attempts))
 
     def requests(self, texts: Sequence[str]) -> list[int]:
-        """Say in which requests texts would be sent.
-
-        Returns:
-            Texts of each request, in order.
-        """
+        """Say in which requests texts would be sent. Returns texts of each request, in order."""
         return [len(batch) for batch in _batches(texts)]
 
     def embed_apart(
@@ -117,15 +112,9 @@ class HttpTeacher:
     ) -> npt.NDArray[np.float32]:
         """Embed groups of texts, each in a request of its own.
 
-        Args:
-            groups: Texts that already carry their instruction, few enough for a request.
-
-        Returns:
-            Float32 (n, dim) unit rows, group after group.
-
-        Raises:
-            BadInput: As `embed`.
-            WorkFailed: As `embed`.
+        `groups`: texts that already carry their instruction, few enough for a request. Returns
+        Float32 (n, dim) unit rows, group after group. Raises BadInput as `embed`. Raises WorkFailed
+        as `embed`.
         """
         return self._join(self._ask(groups, self.attempts if retry else 1))
 
@@ -144,8 +133,9 @@ class HttpTeacher:
         )
         if len(sizes) > 1:
             raise BadInput(
-                f"the endpoint {self.url} gave vectors of different sizes for model {self.model!r}: "
-                f"{', '.join(str(size) for size in sorted(sizes))}; correct teacher.model or teacher.embedding_dim"
+                f"the endpoint {self.url} gave vectors of different sizes for model {self.model!r}:"
+                f" {', '.join(str(size) for size in sorted(sizes))}; correct teacher.model or"
+                " teacher.embedding_dim"
             )
         self.embedding_dim = max(sizes, default=None)
         rows = [row for reply in replies for row in reply]
@@ -179,13 +169,14 @@ class HttpTeacher:
             raise _Retryable(f"status {status}: {self._said(data)}", _retry_after(headers))
         if status in (401, 403):
             raise BadInput(
-                f"the teacher endpoint {self.url} refuses the key (status {status}: {self._said(data)}); "
-                f"put a valid key into the environment variable that teacher.api_key_env names"
+                f"the teacher endpoint {self.url} refuses the key (status {status}:"
+                f" {self._said(data)}); put a valid key into the environment variable that"
+                " teacher.api_key_env names"
             )
         if status != 200:
             raise BadInput(
-                f"the teacher endpoint {self.url} refuses the request (status {status}: {self._said(data)}); "
-                f"check teacher.url and teacher.model"
+                f"the teacher endpoint {self.url} refuses the request (status {status}:"
+                f" {self._said(data)}); check teacher.url and teacher.model"
             )
         return _vectors(data, len(texts))
 
@@ -239,7 +230,9 @@ class HttpTeacher:
 
 
 class _Line:
-    """A client for one request at a time, whose connection may be cut: what httpx bounds is each read, not a whole reply."""
+    """A client for one request at a time, whose connection may be cut: what httpx bounds is each
+    read, not a whole reply.
+    """
 
     def __init__(self, client: httpx.Client) -> None:
         self.client = client
@@ -296,7 +289,8 @@ def _vectors(data: bytes, count: int) -> list[npt.NDArray[np.float32]]:
         ) from None
     if len(items) != count or sorted(result) != list(range(count)):
         raise _Retryable(
-            f"the reply has {len(items)} vectors with {len(result)} distinct indices for {count} texts"
+            f"the reply has {len(items)} vectors with {len(result)} distinct indices for {count}"
+            " texts"
         )
     return [result[index] for index in range(count)]
 
@@ -328,7 +322,9 @@ def _index(value: Any) -> int:
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:
-    """Return the seconds that the endpoint asks for, given as a number or as a date; None for what is neither or absurd."""
+    """Return the seconds that the endpoint asks for, given as a number or as a date; None for what
+    is neither or absurd.
+    """
     header = headers.get("Retry-After", "")[:100]
     seconds = math.nan
     try:

@@ -1,4 +1,6 @@
-"""A teacher on this machine: any model that the Encoder reads, told nothing but the text it is given."""
+"""A teacher on this machine: any model that the Encoder reads, told nothing but the text it is
+given.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ class TextEncoder(Protocol):
 
 
 class LazyEncoder:
-    """A model that is read when the first text comes, and can be dropped again: a store that has every vector needs no teacher at all."""
+    """A model that is read when the first text comes, and can be dropped again: a store that has
+    every vector needs no teacher at all.
+    """
 
     def __init__(
         self,
@@ -77,9 +81,7 @@ class LazyEncoder:
     ) -> None:
         """Remember how the model is read.
 
-        Args:
-            device: Where it will run.
-            encoder: The model, if it has been read.
+        `device`: where it will run. `encoder`: the model, if it has been read.
         """
         self._load, self._encoder = load, encoder
         self._device, self.dtype = device, dtype
@@ -105,20 +107,15 @@ class LazyEncoder:
     ) -> npt.NDArray[np.float32]:
         """Embed texts, reading the model if it is not in memory.
 
-        Args:
-            max_length: Tokens of one text that are read.
-
-        Returns:
-            float32 `(n, D)`, unit rows.
-
-        Raises:
-            BadInput: If the model cannot be read, or the hardware has not its arithmetic.
+        `max_length`: tokens of one text that are read. Returns float32 `(n, D)`, unit rows. Raises
+        BadInput if the model cannot be read, or the hardware has not its arithmetic.
         """
         if self._encoder is None:
             if not computes_in(self.dtype, self._device):
                 raise BadInput(
-                    f"the teacher's vectors at hand were made in {dtype_name(self.dtype)}, which {self._device} has no units for, and some "
-                    f"texts have none yet; go on where it has, or set teacher.dtype to float32 to make all of them anew"
+                    f"the teacher's vectors at hand were made in {dtype_name(self.dtype)}, which"
+                    f" {self._device} has no units for, and some texts have none yet; go on where"
+                    " it has, or set teacher.dtype to float32 to make all of them anew"
                 )
             self._encoder = self._load()
         return self._encoder.encode(texts, task=task, prompt=prompt, max_length=max_length)
@@ -138,17 +135,14 @@ class LocalTeacher:
     ) -> None:
         """Wrap an encoder.
 
-        Args:
-            model: What to call it in the store; its weights' hash tells models of one name apart.
-            revision: Hub revision, if any.
-            max_length: Tokens of one text that the teacher reads.
-
-        Raises:
-            BadInput: If the model reads fewer tokens.
+        `model`: what to call it in the store; its weights' hash tells models of one name apart.
+        `revision`: Hub revision, if any. `max_length`: tokens of one text that the teacher reads.
+        Raises BadInput if the model reads fewer tokens.
         """
         if max_length > encoder.max_length:
             raise BadInput(
-                f"teacher.max_length is {max_length}, but {model!r} reads at most {encoder.max_length} tokens; set it to that or less"
+                f"teacher.max_length is {max_length}, but {model!r} reads at most"
+                f" {encoder.max_length} tokens; set it to that or less"
             )
         self._encoder = encoder
         self.identity = local_identity(
@@ -177,8 +171,8 @@ class LocalTeacher:
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts as they are, without the model's own prompts.
 
-        Returns:
-            Float32 (n, dim) unit rows; NaN for a text of which the model makes no finite vector.
+        Returns Float32 (n, dim) unit rows; NaN for a text of which the model makes no finite
+        vector.
         """
         try:
             return unit_rows(
@@ -196,9 +190,7 @@ def local_identity(
 ) -> TeacherIdentity:
     """Say what decides the vectors of a local teacher; the device does not.
 
-    Args:
-        revision: Hub revision, if any.
-        max_length: Tokens of one text that it reads.
+    `revision`: Hub revision, if any. `max_length`: tokens of one text that it reads.
     """
     arithmetic = None if dtype is torch.float32 else dtype_name(dtype)
     return TeacherIdentity("local", model, revision, weights, max_length, arithmetic)
@@ -218,17 +210,13 @@ def load_local(
 ) -> LocalTeacher:
     """Describe a local teacher by its files; its weights are read when the first text is embedded.
 
-    Args:
-        model: `all-MiniLM-L6-v2` (embedded), a model folder, or a Hub id.
-        max_length: Tokens of one text that the teacher reads.
-        threads: Worker threads on a CPU; None leaves it to the Encoder.
-        trust_remote_code: Whether the folder's own code may run.
-        dtype: Arithmetic; `auto` takes that of the vectors at hand, and for new ones bfloat16 on an accelerator that computes in it (the store
-            rounds to float16 in any case), float32 elsewhere.
-        batch_tokens: Tokens of one batch; None leaves it to the memory that is free.
-
-    Raises:
-        BadInput: If the model cannot be found or described, reads fewer tokens, or the device or arithmetic is not here.
+    `model`: `all-MiniLM-L6-v2` (embedded), a model folder, or a Hub id. `max_length`: tokens of one
+    text that the teacher reads. `threads`: worker threads on a CPU; None leaves it to the Encoder.
+    `trust_remote_code`: whether the folder's own code may run. `dtype`: arithmetic; `auto` takes
+    that of the vectors at hand, and for new ones bfloat16 on an accelerator that computes in it
+    (the store rounds to float16 in any case), float32 elsewhere. `batch_tokens`: tokens of one
+    batch; None leaves it to the memory that is free. Raises BadInput if the model cannot be found
+    or described, reads fewer tokens, or the device or arithmetic is not here.
     """
     from taskdistill.encode.encoder import Encoder
     from taskdistill.model.backbone import resolve

@@ -20,15 +20,10 @@ def make_teacher(
 ) -> Teacher:
     """Make the teacher that a recipe names.
 
-    Args:
-        api_key: The key of an HTTP endpoint; the caller reads it from the environment.
-        root: Where its vectors are kept; with `dtype: auto` a local teacher goes on in the arithmetic of those that are there.
-
-    Returns:
-        A teacher that is ready to embed; a local one reads its weights when it has to.
-
-    Raises:
-        BadInput: If the settings do not fit together or name nothing that can be read.
+    `api_key`: the key of an HTTP endpoint; the caller reads it from the environment. `root`: where
+    its vectors are kept; with `dtype: auto` a local teacher goes on in the arithmetic of those that
+    are there. Returns a teacher that is ready to embed; a local one reads its weights when it has
+    to. Raises BadInput if the settings do not fit together or name nothing that can be read.
     """
     teacher = _make(settings, api_key, threads, root)
     if settings.embedding_dim is not None and teacher.embedding_dim not in (
@@ -36,7 +31,8 @@ def make_teacher(
         settings.embedding_dim,
     ):
         raise BadInput(
-            f"teacher.embedding_dim is {settings.embedding_dim}, but {settings.model!r} has {teacher.embedding_dim}; correct the recipe"
+            f"teacher.embedding_dim is {settings.embedding_dim}, but {settings.model!r} has"
+            f" {teacher.embedding_dim}; correct the recipe"
         )
     return teacher
 
@@ -44,12 +40,13 @@ def make_teacher(
 def check_teacher(settings: TeacherConfig) -> None:
     """Check settings of a teacher that contradict each other.
 
-    Raises:
-        BadInput: If an address and the kind do not go together, or a local teacher's device is not here.
+    Raises BadInput if an address and the kind do not go together, or a local teacher's device is
+    not here.
     """
     if (settings.url is not None) != (settings.kind == "http"):
         raise BadInput(
-            f"teacher.kind is {settings.kind!r} and teacher.url is {settings.url!r}; an address goes with kind http, and only with it"
+            f"teacher.kind is {settings.kind!r} and teacher.url is {settings.url!r}; an address"
+            " goes with kind http, and only with it"
         )
     if settings.kind == "local":
         try:
@@ -67,7 +64,8 @@ def _make(
 
         if settings.api_key_env is not None and not api_key:
             raise BadInput(
-                f"the environment variable {settings.api_key_env}, named by teacher.api_key_env, is not set; put the key there"
+                f"the environment variable {settings.api_key_env}, named by teacher.api_key_env, is"
+                " not set; put the key there"
             )
         return HttpTeacher(
             str(settings.url), settings.model, settings.revision, settings.embedding_dim, api_key

@@ -21,8 +21,9 @@ from taskdistill.teacher.protocol import TeacherIdentity, unit_rows
 TEXT_FILES = ("texts.jsonl", "texts.jsonl.gz", "texts.parquet", "texts.txt")
 VECTOR_COLUMNS = ("vector", "embedding")
 _LAYOUT = (
-    f"a folder of vectors holds vectors.npy (float, one row a text) and one of {', '.join(TEXT_FILES)} "
-    f"(field or column `text`; .txt: one text a line), or is a .parquet file with the columns text and {' or '.join(VECTOR_COLUMNS)}"
+    "a folder of vectors holds vectors.npy (float, one row a text) and one of"
+    f" {', '.join(TEXT_FILES)} (field or column `text`; .txt: one text a line), or is a .parquet"
+    f" file with the columns text and {' or '.join(VECTOR_COLUMNS)}"
 )
 _FINGERPRINT_ROWS = 1024
 
@@ -31,7 +32,8 @@ _FINGERPRINT_ROWS = 1024
 class PrecomputedTeacher:
     """Vectors found by text; the texts on disk are what the teacher read, its instruction included.
 
-    Where a text stands more than once, its first vector counts. Rows that are zero or not finite go to the store's quarantine.
+    Where a text stands more than once, its first vector counts. Rows that are zero or not finite go
+    to the store's quarantine.
     """
 
     path: Path
@@ -48,12 +50,9 @@ class PrecomputedTeacher:
     def load(cls, path: Path, *, revision: str | None = None) -> PrecomputedTeacher:
         """Open a folder of vectors, or a Parquet file with a text and a vector column.
 
-        Args:
-            path: The folder or file; `vectors.npy` is mapped, not read.
-            revision: Part of the identity, beside a hash over a sample of the vectors.
-
-        Raises:
-            BadInput: If a file is missing or unreadable, or texts and vectors do not match.
+        `path`: the folder or file; `vectors.npy` is mapped, not read. `revision`: part of the
+        identity, beside a hash over a sample of the vectors. Raises BadInput if a file is missing
+        or unreadable, or texts and vectors do not match.
         """
         if path.is_file() and path.suffix == ".parquet":
             texts, vectors = _parquet_pair(path)
@@ -62,11 +61,13 @@ class PrecomputedTeacher:
         keys = _keys(texts)
         if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind != "f":
             raise BadInput(
-                f"the vectors of {path} have the shape {vectors.shape} and type {vectors.dtype}; needed are (texts, dim) floats"
+                f"the vectors of {path} have the shape {vectors.shape} and type {vectors.dtype};"
+                " needed are (texts, dim) floats"
             )
         if len(keys) != len(vectors):
             raise BadInput(
-                f"{path} has {len(keys)} texts and {len(vectors)} vectors; each text needs one vector, in the same order"
+                f"{path} has {len(keys)} texts and {len(vectors)} vectors; each text needs one"
+                " vector, in the same order"
             )
         return cls(
             path,
@@ -78,37 +79,29 @@ class PrecomputedTeacher:
         )
 
     def known(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Say which texts have a vector.
-
-        Returns:
-            (n,) of bool.
-        """
+        """Say which texts have a vector. Returns (n,) of bool."""
         result: npt.NDArray[np.bool_] = self.index.rows(text_keys(texts)) >= 0
         return result
 
     def require(self, texts: Sequence[str]) -> None:
         """Check that every text has a vector.
 
-        Raises:
-            BadInput: If some have none: how many, with examples.
+        Raises BadInput if some have none: how many, with examples.
         """
         rows = self.index.rows(text_keys(texts))
         if missing := list(
             islice((text for text, row in zip(texts, rows, strict=True) if row < 0), 3)
         ):
             raise BadInput(
-                f"{int((rows < 0).sum())} of {len(texts)} texts have no vector in {self.path}, such as "
-                f"{', '.join(repr(text[:80]) for text in missing)}; add their vectors, or leave these texts out of the recipe's data"
+                f"{int((rows < 0).sum())} of {len(texts)} texts have no vector in {self.path}, such"
+                f" as {', '.join(repr(text[:80]) for text in missing)}; add their vectors, or leave"
+                " these texts out of the recipe's data"
             )
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Look texts up.
 
-        Returns:
-            Float32 (n, dim) unit rows.
-
-        Raises:
-            BadInput: If some texts have no vector.
+        Returns Float32 (n, dim) unit rows. Raises BadInput if some texts have no vector.
         """
         self.require(texts)
         return unit_rows(self.vectors[self.index.rows(text_keys(texts))])
@@ -137,8 +130,8 @@ def _texts(path: Path) -> Iterator[str]:
     with (
         gzip.open(path, "rt", encoding="utf-8")
         if path.suffix == ".gz"
-        else path.open(encoding="utf-8", newline="\n") as lines
-    ):
+        else path.open(encoding="utf-8", newline="\n")
+    ) as lines:
         for number, line in enumerate(lines, 1):
             if path.suffix == ".txt":
                 yield line.rstrip("\r\n")
@@ -158,7 +151,8 @@ def _keys(texts: Iterator[str]) -> Keys:
         while batch := list(islice(texts, 65536)):
             if any(not isinstance(text, str) for text in batch):
                 raise BadInput(
-                    f"a text of the precomputed vectors is {next(t for t in batch if not isinstance(t, str))!r}, not a string"
+                    "a text of the precomputed vectors is"
+                    f" {next(t for t in batch if not isinstance(t, str))!r}, not a string"
                 )
             parts.append(text_keys(batch))
     except (UnicodeDecodeError, OSError, EOFError) as error:
@@ -176,7 +170,8 @@ def _parquet(path: Path, *columns: str) -> Any:
         raise BadInput(f"{path} cannot be read as Parquet: {error}") from None
     if missing := [name for name in columns if name not in file.schema_arrow.names]:
         raise BadInput(
-            f"{path} has no column {missing[0]!r}; its columns are {', '.join(file.schema_arrow.names)}; {_LAYOUT}"
+            f"{path} has no column {missing[0]!r}; its columns are"
+            f" {', '.join(file.schema_arrow.names)}; {_LAYOUT}"
         )
     return file
 
@@ -205,7 +200,9 @@ def _parquet_pair(path: Path) -> tuple[Iterator[str], npt.NDArray[Any]]:
 
 
 def _fingerprint(keys: Keys, vectors: npt.NDArray[Any]) -> str:
-    """Hash the texts' keys and an even sample of the vectors: other vectors differ nearly everywhere."""
+    """Hash the texts' keys and an even sample of the vectors: other vectors differ nearly
+    everywhere.
+    """
     digest = hashlib.sha256(f"{vectors.shape} {vectors.dtype.str}".encode())
     digest.update(keys.tobytes())
     sample = np.unique(

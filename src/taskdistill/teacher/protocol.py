@@ -1,4 +1,6 @@
-"""What a teacher is: something with an identity that turns texts into unit vectors; and what it is told about a text."""
+"""What a teacher is: something with an identity that turns texts into unit vectors; and what it is
+told about a text.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.recipe.teacher import InstructionConfig
 
 View = Literal["query", "document", "topic"]
-"""As what a teacher reads a text: as a query, as a document, or for its topic (sections 4.1 and 5.3)."""
+"""As what a teacher reads a text: as a query, as a document, or for its topic (sections 4.1 and
+5.3).
+"""
 
 VIEWS: tuple[View, ...] = ("query", "document", "topic")
 
@@ -38,8 +42,8 @@ class TeacherIdentity:
     def fields(self) -> dict[str, Any]:
         """Return the identity as plain data.
 
-        Returns:
-            Field name to value; without `arithmetic` for float32, as before that could be chosen, so that stores keep their names.
+        Returns field name to value; without `arithmetic` for float32, as before that could be
+        chosen, so that stores keep their names.
         """
         return {
             name: value
@@ -62,12 +66,9 @@ class Teacher(Protocol):
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts that already carry their instruction.
 
-        Args:
-            texts: Any number of texts, passed to the teacher as they are.
-
-        Returns:
-            Float32 (n, dim), in the order of the texts; unit rows, but rows that came out as
-            zero or not finite are left as they are for the store to quarantine.
+        `texts`: any number of texts, passed to the teacher as they are. Returns Float32 (n, dim),
+        in the order of the texts; unit rows, but rows that came out as zero or not finite are left
+        as they are for the store to quarantine.
         """
 
 
@@ -105,13 +106,10 @@ class NamedTeacher:
         return cls(teacher.identity, teacher.embedding_dim, *ids)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Refuse: only the first process embeds.
-
-        Raises:
-            WorkFailed: Always.
-        """
+        """Refuse: only the first process embeds. Raises WorkFailed always."""
         raise WorkFailed(
-            f"{len(texts)} texts lack a vector of {self.identity.model} on a process that embeds none; please report this"
+            f"{len(texts)} texts lack a vector of {self.identity.model} on a process that embeds"
+            " none; please report this"
         )
 
 
@@ -120,18 +118,10 @@ class LookupTeacher(Protocol):
     """A teacher that can only look texts up, and so can say at once what it lacks."""
 
     def known(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Say which texts have a vector.
-
-        Returns:
-            (n,) of bool.
-        """
+        """Say which texts have a vector. Returns (n,) of bool."""
 
     def require(self, texts: Sequence[str]) -> None:
-        """Check that every text has a vector.
-
-        Raises:
-            BadInput: If some have none.
-        """
+        """Check that every text has a vector. Raises BadInput if some have none."""
 
 
 def prompt_template(instructions: InstructionConfig | None, view: View) -> str | None:
@@ -141,10 +131,12 @@ def prompt_template(instructions: InstructionConfig | None, view: View) -> str |
     beside the text decides the vector. Views with equal forms share one store.
 
     Args:
-        instructions: What the recipe tells the teacher; None for a teacher that knows no instruction.
+        instructions: What the recipe tells the teacher; None for a teacher that knows no
+            instruction.
 
     Returns:
-        Such as `Instruct: Given a web search query, ...\nQuery:{text}` (section 4.1), or None for the raw text.
+        Such as `Instruct: Given a web search query, ...\nQuery:{text}` (section 4.1), or None for
+        the raw text.
 
     Raises:
         BadInput: If the instruction itself holds `{text}`.
@@ -154,7 +146,8 @@ def prompt_template(instructions: InstructionConfig | None, view: View) -> str |
         return None
     if "{text}" in template:
         raise BadInput(
-            f"teacher.instructions.{view} holds {{text}}; the place of the text belongs into teacher.instructions.template"
+            f"teacher.instructions.{view} holds {{text}}; the place of the text belongs into"
+            " teacher.instructions.template"
         )
     return instructions.template.replace("{instruction}", template)
 
@@ -167,8 +160,7 @@ def apply_template(form: str | None, text: str) -> str:
 def view_text(instructions: InstructionConfig | None, view: View, text: str) -> str:
     """Return what the teacher reads for a text in a view.
 
-    Args:
-        instructions: What the recipe tells the teacher; None for a teacher that knows no instruction.
+    `instructions`: what the recipe tells the teacher; None for a teacher that knows no instruction.
     """
     return apply_template(prompt_template(instructions, view), text)
 
@@ -176,8 +168,7 @@ def view_text(instructions: InstructionConfig | None, view: View, text: str) -> 
 def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Scale every row to length one.
 
-    Returns:
-        Float32 (n, dim); rows that are zero or not finite stay as they are.
+    Returns Float32 (n, dim); rows that are zero or not finite stay as they are.
     """
     rows = np.array(vectors, dtype=np.float32)
     sizes = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
@@ -190,8 +181,7 @@ def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
 def first_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
     """Name the first field in which two descriptions differ, with both values.
 
-    Returns:
-        Such as `revision is 'b', needed 'a'`, or None if every field of `ours` is equal.
+    Returns such as `revision is 'b', needed 'a'`, or None if every field of `ours` is equal.
     """
     for name, value in first.items():
         if second.get(name) != value:
@@ -202,7 +192,6 @@ def first_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str
 def slug(name: str) -> str:
     """Return a name that is safe as a part of a folder's name.
 
-    Returns:
-        At most 60 letters, digits, dots, dashes and underscores, not starting with a dot.
+    Returns at most 60 letters, digits, dots, dashes and underscores, not starting with a dot.
     """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[-60:].lstrip(".-") or "teacher"

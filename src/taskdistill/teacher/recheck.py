@@ -1,9 +1,11 @@
 """A second look at what a teacher gives: vectors that a cheap check can show wrong are not stored.
 
-A model whose weights are known by their hash gives the same vector for a text whenever it is asked. Behind an endpoint nothing is
-known: it may return vectors in the order in which it found it convenient to compute them, one vector for all, or those of another
-model since a minute ago, each in a flawless reply. So one text of every request is sent once more, among the texts of the next
-one, with a text that the store has already; both answers must agree. Of 248 texts that makes about five more.
+A model whose weights are known by their hash gives the same vector for a text whenever it is asked.
+Behind an endpoint nothing is known: it may return vectors in the order in which it found it
+convenient to compute them, one vector for all, or those of another model since a minute ago, each
+in a flawless reply. So one text of every request is sent once more, among the texts of the next
+one, with a text that the store has already; both answers must agree. Of 248 texts that makes about
+five more.
 """
 
 from __future__ import annotations
@@ -43,17 +45,12 @@ class AskedInRequests(Protocol):
     """A teacher that cuts texts into requests, each of which may fail or lie by itself."""
 
     def requests(self, texts: Sequence[str]) -> list[int]:
-        """Say in which requests texts would be sent.
-
-        Returns:
-            Texts of each request, in order.
-        """
+        """Say in which requests texts would be sent. Returns texts of each request, in order."""
 
     def embed_apart(self, groups: Sequence[Sequence[str]], *, retry: bool) -> Floats:
         """Embed groups of texts, each in a request of its own.
 
-        Returns:
-            Float32 (n, dim) unit rows, group after group.
+        Returns Float32 (n, dim) unit rows, group after group.
         """
 
 
@@ -76,18 +73,16 @@ class Recheck:
     def embed(self, texts: Sequence[str]) -> Floats:
         """Embed new texts, and with them those of the texts before that are asked for again.
 
-        Returns:
-            Vectors of the new texts as the teacher gave them; those before them are now confirmed.
-
-        Raises:
-            Disagreement: If the teacher gives another vector for a text than before.
+        Returns vectors of the new texts as the teacher gave them; those before them are now
+        confirmed. Raises Disagreement if the teacher gives another vector for a text than before.
         """
         again = self._again() if self._open else []
         vectors = self._teacher.embed([*texts, *(text for text, _ in again)])
         if vectors.ndim != 2 or len(vectors) != len(texts) + len(again):
             raise BadInput(
-                f"the teacher {self._teacher.identity.model!r} returned vectors of shape {vectors.shape} for {len(texts) + len(again)} texts; "
-                f"it must return one row a text; nothing of this batch was stored"
+                f"the teacher {self._teacher.identity.model!r} returned vectors of shape"
+                f" {vectors.shape} for {len(texts) + len(again)} texts; it must return one row a"
+                " text; nothing of this batch was stored"
             )
         self._compare(again, vectors[len(texts) :])
         result = vectors[: len(texts)]
@@ -97,9 +92,8 @@ class Recheck:
     def confirm(self, *, retry: bool) -> None:
         """Ask for texts of the last piece again, one of them alone.
 
-        Raises:
-            Disagreement: If the teacher gives another vector for a text than before.
-            WorkFailed: If it cannot be asked.
+        Raises Disagreement if the teacher gives another vector for a text than before. Raises
+        WorkFailed if it cannot be asked.
         """
         again = self._again()
         if not again:
@@ -144,9 +138,11 @@ class Recheck:
             cosine = float(then @ row) if len(then) == len(row) else float("nan")
             if not cosine >= SAME_MODEL_COSINE:
                 raise Disagreement(
-                    f"the teacher {self._teacher.identity.model!r} gave another vector for {text[:40]!r} when it was asked again: the cosine "
-                    f"is {cosine:.3f}, at least {SAME_MODEL_COSINE} is needed; its vectors come in a wrong order, depend on the texts "
-                    f"beside them, or are another model's since (then give teacher.revision another value); what was not confirmed is not stored"
+                    f"the teacher {self._teacher.identity.model!r} gave another vector for"
+                    f" {text[:40]!r} when it was asked again: the cosine is {cosine:.3f}, at least"
+                    f" {SAME_MODEL_COSINE} is needed; its vectors come in a wrong order, depend on"
+                    " the texts beside them, or are another model's since (then give"
+                    " teacher.revision another value); what was not confirmed is not stored"
                 )
         if self._open:
             self._anchor = self._anchor or self._open[0]
@@ -158,11 +154,8 @@ def refuse_equal(
 ) -> None:
     """Refuse vectors that are the same for different texts.
 
-    Args:
-        vectors: (n, dim) unit rows; zero and not finite ones are left out.
-
-    Raises:
-        WorkFailed: If half of the texts, and at least four, have one vector.
+    `vectors`: (n, dim) unit rows; zero and not finite ones are left out. Raises WorkFailed if half
+    of the texts, and at least four, have one vector.
     """
     first = {
         " ".join(texts[at].casefold().split()): at
@@ -177,8 +170,9 @@ def refuse_equal(
         if len(same) >= max(LEAST_EQUAL, len(rows) / 2):
             one, other = (shown(texts[places[at]][:40]) for at in same[:2])
             raise WorkFailed(
-                f"the teacher {model!r} gave one vector for {len(same)} of {len(rows)} different texts, such as {one!r} and {other!r}; "
-                f"none of them is stored; look at the teacher before running again"
+                f"the teacher {model!r} gave one vector for {len(same)} of {len(rows)} different"
+                f" texts, such as {one!r} and {other!r}; none of them is stored; look at the"
+                " teacher before running again"
             )
 
 

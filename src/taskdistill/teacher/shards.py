@@ -1,4 +1,6 @@
-"""One shard of a teacher store: vectors, keys, and a JSON file written last that makes them count."""
+"""One shard of a teacher store: vectors, keys, and a JSON file written last that makes
+them count.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Shard:
     embedding_dim: int
     files: dict[str, dict[str, Any]]
     store: str | None = None
-    """Hash of the manifest of the store that it was written for; None for one of the time before shards said so."""
+    """Hash of the manifest of the store that it was written for; None for one of the time before
+    shards said so.
+    """
 
     @property
     def name(self) -> str:
@@ -46,8 +50,7 @@ class Shard:
     def keys(self) -> Keys:
         """Read the keys, checking their hash.
 
-        Raises:
-            BadInput: If the file is not the one that was written.
+        Raises BadInput if the file is not the one that was written.
         """
         self._check("keys")
         keys: Keys = self._read("keys").view(KEY_DTYPE).ravel()
@@ -56,21 +59,14 @@ class Shard:
     def vectors(self) -> Vectors:
         """Map the vectors into memory, checking their hash first.
 
-        Returns:
-            Float16 (rows, dim), read-only.
-
-        Raises:
-            BadInput: If the file is not the one that was written.
+        Returns Float16 (rows, dim), read-only. Raises BadInput if the file is not the one that was
+        written.
         """
         self._check("vectors")
         return self._read("vectors")
 
     def fault(self) -> str | None:
-        """Compare both files with their hashes.
-
-        Returns:
-            What is wrong, or None.
-        """
+        """Compare both files with their hashes. Returns what is wrong, or None."""
         for part in ("keys", "vectors"):
             if result := self._size_fault(part) or self._hash_fault(part):
                 return result
@@ -79,16 +75,14 @@ class Shard:
     def stranger(self, store: str) -> str | None:
         """Compare the store that the shard was written for with the one that it lies in.
 
-        Returns:
-            What is wrong, or None.
+        Returns what is wrong, or None.
         """
         return None if self.store in (None, store) else f"{self.name}.json belongs to another store"
 
     def check_sizes(self) -> None:
         """Compare the files' sizes, which costs no reading.
 
-        Raises:
-            BadInput: If a file is missing, short or long.
+        Raises BadInput if a file is missing, short or long.
         """
         for part in ("keys", "vectors"):
             if result := self._size_fault(part):
@@ -144,8 +138,8 @@ class Shard:
 def broken(folder: Path, name: str, fault: str) -> BadInput:
     """Say that a shard is damaged and how to repair the store."""
     return BadInput(
-        f"shard {name} of the teacher store {folder.parent} is damaged: {fault}; "
-        f"run: taskdistill info {folder.parent} --repair (drops the shard, the next run embeds its texts again)"
+        f"shard {name} of the teacher store {folder.parent} is damaged: {fault}; run: taskdistill"
+        f" info {folder.parent} --repair (drops the shard, the next run embeds its texts again)"
     )
 
 
@@ -173,11 +167,8 @@ def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors, store: 
 def read_shard(path: Path) -> Shard:
     """Read a shard's JSON file.
 
-    Returns:
-        The shard; its other files are not looked at.
-
-    Raises:
-        BadInput: If the file does not describe a shard.
+    Returns the shard; its other files are not looked at. Raises BadInput if the file does not
+    describe a shard.
     """
     try:
         raw = read_sealed(path, "the shard has to be made again")
@@ -200,8 +191,7 @@ def read_shard(path: Path) -> Shard:
 def shard_files(folder: Path) -> list[Path]:
     """List the JSON files of the complete shards, in order.
 
-    Returns:
-        Paths; empty if the folder does not exist.
+    Returns paths; empty if the folder does not exist.
     """
     return sorted(
         (path for path in folder.glob("*.json") if _NUMBER.fullmatch(path.stem)),
@@ -210,7 +200,9 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """List files that a killed writer left and that belong to no complete shard; files that no writer of shards makes are left out."""
+    """List files that a killed writer left and that belong to no complete shard; files that no
+    writer of shards makes are left out.
+    """
     complete = {path.stem for path in shard_files(folder)}
     next_number = max(map(int, complete), default=-1) + 1
     result = []

@@ -1,7 +1,9 @@
-"""The teacher store: each distinct (teacher, instruction, text) is embedded once, ever (section 11.1).
+"""The teacher store: each distinct (teacher, instruction, text) is embedded once, ever (section
+11.1).
 
-Layout: `ROOT/<model>-<fingerprint>/taskdistill.json` with the teacher's identity, and `shards/NNNNN.npy`
-(float16 rows), `NNNNN.keys.npy` (16 bytes of each text's SHA-256) and `NNNNN.json` (sizes and hashes, written last).
+Layout: `ROOT/<model>-<fingerprint>/taskdistill.json` with the teacher's identity, and
+`shards/NNNNN.npy` (float16 rows), `NNNNN.keys.npy` (16 bytes of each text's SHA-256) and
+`NNNNN.json` (sizes and hashes, written last).
 """
 
 from __future__ import annotations
@@ -59,13 +61,10 @@ class TeacherStore:
     ) -> None:
         """Open a store; its folder appears with the first shard.
 
-        Args:
-            folder: The store's folder, which may not exist yet.
-            instruction: The form of a text, from `prompt_template`; None for raw texts.
-            embedding_dim: Size that the vectors must have; None takes what comes.
-
-        Raises:
-            BadInput: If the folder holds something else, naming the field that differs, or is damaged.
+        `folder`: the store's folder, which may not exist yet. `instruction`: the form of a text,
+        from `prompt_template`; None for raw texts. `embedding_dim`: size that the vectors must
+        have; None takes what comes. Raises BadInput if the folder holds something else, naming the
+        field that differs, or is damaged.
         """
         self.folder = folder
         self.identity = identity
@@ -85,8 +84,7 @@ class TeacherStore:
     def refresh(self) -> None:
         """Look at the disk again: other processes may have added shards.
 
-        Raises:
-            BadInput: If the folder holds something else or is damaged.
+        Raises BadInput if the folder holds something else or is damaged.
         """
         self._shards: list[Shard] = []
         if self.folder.exists():
@@ -111,37 +109,29 @@ class TeacherStore:
     def locate(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """Find the rows of texts; rows stay the same as long as nothing is repaired.
 
-        Args:
-            texts: Raw texts, without instruction.
-
-        Returns:
-            (n,) row numbers for `take`, -1 where a text is missing.
+        `texts`: raw texts, without instruction. Returns (n,) row numbers for `take`, -1 where a
+        text is missing.
         """
         return self.locate_keys(text_keys(texts))
 
     def locate_keys(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Find the rows of texts by their keys.
 
-        Returns:
-            (n,) row numbers, -1 where a text is missing.
+        Returns (n,) row numbers, -1 where a text is missing.
         """
         return self._index.rows(keys)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Vectors:
         """Read rows.
 
-        Args:
-            rows: (n,) numbers from `locate`.
-
-        Returns:
-            Float16 (n, dim), as stored: unit rows up to the rounding of float16.
-
-        Raises:
-            BadInput: If a number is not a row, or a shard is damaged (checked at its first read).
+        `rows`: (n,) numbers from `locate`. Returns Float16 (n, dim), as stored: unit rows up to the
+        rounding of float16. Raises BadInput if a number is not a row, or a shard is damaged
+        (checked at its first read).
         """
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise BadInput(
-                f"{int((rows < 0).sum())} of {len(rows)} texts are not in the teacher store {self.folder}; fill it with them first"
+                f"{int((rows < 0).sum())} of {len(rows)} texts are not in the teacher store"
+                f" {self.folder}; fill it with them first"
             )
         out = np.empty((len(rows), self.embedding_dim or 0), np.float16)
         order = np.argsort(rows, kind="stable")
@@ -157,32 +147,24 @@ class TeacherStore:
     def get(self, texts: Sequence[str]) -> Vectors:
         """Read the vectors of texts.
 
-        Args:
-            texts: Raw texts, without instruction.
-
-        Returns:
-            Float16 (n, dim), in the order of the texts.
-
-        Raises:
-            BadInput: If a text is missing or a shard damaged.
+        `texts`: raw texts, without instruction. Returns Float16 (n, dim), in the order of the
+        texts. Raises BadInput if a text is missing or a shard damaged.
         """
         return self.take(self.locate(texts))
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         """List the distinct texts that have no vector yet.
 
-        Args:
-            texts: Raw texts, without instruction.
-
-        Returns:
-            Texts in the order of first sight.
+        `texts`: raw texts, without instruction. Returns texts in the order of first sight.
         """
         keys = text_keys(texts)
         order = first_seen(keys)
         return [texts[i] for i in order[self.locate_keys(keys[order]) < 0]]
 
     def append(self, keys: Keys, vectors: Vectors) -> None:
-        """Write one shard; `refresh` makes it readable here. Only the holder of the lock may call this."""
+        """Write one shard; `refresh` makes it readable here. Only the holder of the lock may call
+        this.
+        """
         if not self.folder.exists():
             meta = {
                 "teacher": self.identity.fields(),
@@ -202,8 +184,7 @@ class TeacherStore:
     def check(self) -> list[str]:
         """Compare every shard with its hashes.
 
-        Returns:
-            One sentence a damaged shard; empty if the store is whole.
+        Returns one sentence a damaged shard; empty if the store is whole.
         """
         return [
             f"shard {shard.name}: {fault}" for shard in self._shards if (fault := shard.fault())
@@ -223,8 +204,9 @@ class TeacherStore:
             needed["embedding_dim"] = self.embedding_dim
         if difference := first_difference(needed, result):
             raise BadInput(
-                f"the teacher store {self.folder} is of another teacher or instruction: {difference}; "
-                f"give another folder as teacher.store, or correct the recipe's teacher"
+                f"the teacher store {self.folder} is of another teacher or instruction:"
+                f" {difference}; give another folder as teacher.store, or correct the recipe's"
+                " teacher"
             )
         self.embedding_dim = require_field(self.folder, result, "embedding_dim", int)
 
@@ -238,13 +220,10 @@ def open_store(
 ) -> TeacherStore:
     """Open the store of a teacher and an instruction, to be made at the first fill.
 
-    Args:
-        root: Folder of stores; or the folder of one store, which must then be this one.
-        instruction: The form of a text, from `prompt_template`; None for raw texts.
-        embedding_dim: Size that the vectors must have; None takes what comes.
-
-    Raises:
-        BadInput: If what is there belongs to another teacher, or is damaged.
+    `root`: folder of stores; or the folder of one store, which must then be this one.
+    `instruction`: the form of a text, from `prompt_template`; None for raw texts. `embedding_dim`:
+    size that the vectors must have; None takes what comes. Raises BadInput if what is there belongs
+    to another teacher, or is damaged.
     """
     return TeacherStore(
         store_folder(root, identity, instruction), identity, instruction, embedding_dim
@@ -254,8 +233,7 @@ def open_store(
 def store_folder(root: Path, identity: TeacherIdentity, instruction: str | None) -> Path:
     """Say where the store of a teacher and an instruction is.
 
-    Returns:
-        Its folder, which may not exist yet.
+    Returns its folder, which may not exist yet.
     """
     if (root / MANIFEST).is_file():
         return root
@@ -270,8 +248,7 @@ def stores_of(
 ) -> list[Path]:
     """List the stores of a teacher that are there.
 
-    Returns:
-        Folders of its views; one that says it is of another arithmetic is none of them.
+    Returns folders of its views; one that says it is of another arithmetic is none of them.
     """
     result = dict.fromkeys(
         store_folder(root, identity, prompt_template(instructions, view)) for view in VIEWS
@@ -289,8 +266,7 @@ def open_views(
 ) -> dict[View, TeacherStore]:
     """Open a store for each view; views in which the teacher reads the same share one object.
 
-    Args:
-        instructions: What the recipe tells it; None for a teacher that knows no instruction.
+    `instructions`: what the recipe tells it; None for a teacher that knows no instruction.
     """
     forms = {view: prompt_template(instructions, view) for view in VIEWS}
     stores = {
@@ -303,11 +279,8 @@ def open_views(
 def describe(folder: Path) -> dict[str, Any]:
     """Say what a store's folder is and whether it is whole, reading every byte.
 
-    Returns:
-        Keys teacher, instruction, embedding_dim, dtype, texts, shards, bytes, whole, faults, leftovers.
-
-    Raises:
-        BadInput: If it is no teacher store.
+    Returns keys teacher, instruction, embedding_dim, dtype, texts, shards, bytes, whole, faults,
+    leftovers. Raises BadInput if it is no teacher store.
     """
     manifest = read_manifest(folder, KIND)
     shards, faults = _inspect(folder)
@@ -326,13 +299,11 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def repair(folder: Path) -> list[str]:
-    """Drop damaged shards and what a killed writer left, so that the next fill embeds those texts again.
+    """Drop damaged shards and what a killed writer left, so that the next fill embeds those texts
+    again.
 
-    Returns:
-        One sentence for each thing dropped; empty if the store was whole.
-
-    Raises:
-        BadInput: If it is no teacher store, or is write-protected.
+    Returns one sentence for each thing dropped; empty if the store was whole. Raises BadInput if it
+    is no teacher store, or is write-protected.
     """
     read_manifest(folder, KIND)
     check_writable(folder.parent, purpose=folder.with_name(f"{folder.name}.lock"))

@@ -27,18 +27,10 @@ def base_vectors(
     """Embed a batch without gradients, each process its share.
 
     Micro-batches are those of one process, and none is cut further for more workers, so the vectors
-    are the same bits.
-
-    Args:
-        model: The model in training mode, with no adapter selected.
-        micro_batch_tokens: Tokens of one forward pass.
-        compute: Number type of the passes; None for that of the weights.
-
-    Returns:
-        `(texts, D)`, the same on every process.
-
-    Raises:
-        WorkFailed: If a single text does not fit into memory.
+    are the same bits. `model`: the model in training mode, with no adapter selected.
+    `micro_batch_tokens`: tokens of one forward pass. `compute`: number type of the passes; None for
+    that of the weights. Returns `(texts, D)`, the same on every process. Raises WorkFailed if a
+    single text does not fit into memory.
     """
     batch = SharedBatch(
         model=model,

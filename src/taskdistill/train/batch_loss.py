@@ -33,12 +33,8 @@ def static_gradients(
 ) -> Told:
     """Set the gradient of a static student's token table.
 
-    Args:
-        loss: From vectors `(texts, D)` to named terms and the masked share.
-        clock: Told the seconds of each part.
-
-    Returns:
-        Each term's value, the weighted sum, and the masked share.
+    `loss`: from vectors `(texts, D)` to named terms and the masked share. `clock`: told the seconds
+    of each part. Returns each term's value, the weighted sum, and the masked share.
     """
     with clock("forward"):
         leaf = model.embed(ids).requires_grad_()
@@ -60,12 +56,8 @@ def static_gradients(
 def backward_loss(loss: Loss, weights: Mapping[str, float], leaf: Tensor) -> Told:
     """Take the loss, and add its gradient to those of vectors and heads.
 
-    Args:
-        loss: From vectors `(texts, D)` to named terms and the masked share.
-        leaf: The vectors, `(texts, D)`.
-
-    Returns:
-        Each term's value, the weighted sum, and the masked share.
+    `loss`: from vectors `(texts, D)` to named terms and the masked share. `leaf`: the vectors,
+    `(texts, D)`. Returns each term's value, the weighted sum, and the masked share.
     """
     with tf32_products(False):
         terms, masked = loss(leaf)

@@ -1,4 +1,6 @@
-"""Checkpoints: everything that moves in a phase, written whole or not at all, hashed, and kept to the last few."""
+"""Checkpoints: everything that moves in a phase, written whole or not at all, hashed, and kept to
+the last few.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,9 @@ def save_checkpoint(
 ) -> None:
     """Write the state after `step` updates and drop older ones.
 
-    The random state needs no saving: data order and dropout follow from seed and step.
-
-    Args:
-        meta: Further fields, such as the recipe's hash and the thread count.
-        write: False only gathers what is divided, for the process that writes.
+    The random state needs no saving: data order and dropout follow from seed and step. `meta`:
+    further fields, such as the recipe's hash and the thread count. `write`: False only gathers what
+    is divided, for the process that writes.
     """
     weights, moments = whole_state(parameters), _moments(parameters, optimiser)
     if not write:
@@ -74,11 +74,8 @@ def load_checkpoint(
 ) -> int:
     """Put a saved state back.
 
-    Args:
-        meta: What must be the same as when it was saved.
-
-    Raises:
-        BadInput: If the checkpoint is damaged, or of other settings, data or shapes.
+    `meta`: what must be the same as when it was saved. Raises BadInput if the checkpoint is
+    damaged, or of other settings, data or shapes.
     """
     manifest = open_checkpoint(folder, "delete this folder to continue from the one before")
     require_same(folder, manifest, meta, "use the same or a new --out")
@@ -86,13 +83,15 @@ def load_checkpoint(
     moments = load_file(folder / "optimiser.safetensors")
     if weights.keys() != parameters.keys():
         raise BadInput(
-            f"checkpoint {folder} holds other weights than this phase trains: {sorted(weights.keys() ^ parameters.keys())[:3]}"
+            f"checkpoint {folder} holds other weights than this phase trains:"
+            f" {sorted(weights.keys() ^ parameters.keys())[:3]}"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
             if weights[name].shape != parameter.shape:
                 raise BadInput(
-                    f"checkpoint {folder}: {name} has shape {tuple(weights[name].shape)}, needs {tuple(parameter.shape)}"
+                    f"checkpoint {folder}: {name} has shape {tuple(weights[name].shape)}, needs"
+                    f" {tuple(parameter.shape)}"
                 )
             copy_full_(parameter, weights[name])
     _put_moments(parameters, optimiser, moments)
@@ -102,11 +101,7 @@ def load_checkpoint(
 def open_checkpoint(folder: Path, advice: str) -> dict[str, Any]:
     """Check a checkpoint's files, and that its folder has the name of its step.
 
-    Args:
-        advice: What to do where it is damaged.
-
-    Raises:
-        BadInput: If it is damaged or was renamed.
+    `advice`: what to do where it is damaged. Raises BadInput if it is damaged or was renamed.
     """
     manifest = open_folder(folder, KIND, advice)
     if folder.name != (name := step_name(require_field(folder, manifest, "step", int))):
@@ -117,11 +112,7 @@ def open_checkpoint(folder: Path, advice: str) -> dict[str, Any]:
 
 
 def step_name(step: int) -> str:
-    """Name the folder of a checkpoint.
-
-    Returns:
-        Such as `step-0000020`.
-    """
+    """Name the folder of a checkpoint. Returns such as `step-0000020`."""
     return f"step-{step:07d}"
 
 
@@ -130,8 +121,7 @@ def save_snapshot(
 ) -> None:
     """Keep the weights of one step, to be averaged with the last ones.
 
-    Args:
-        meta: What must be the same when they are read again.
+    `meta`: what must be the same when they are read again.
     """
     with write_folder(
         snapshot_folder(checkpoints), SNAPSHOT, meta={**meta, "step": step}, replace=True
@@ -142,11 +132,7 @@ def save_snapshot(
 def load_snapshot(checkpoints: Path, meta: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read what `save_snapshot` kept.
 
-    Args:
-        meta: What must be the same.
-
-    Raises:
-        BadInput: If it is missing, damaged or of another run.
+    `meta`: what must be the same. Raises BadInput if it is missing, damaged or of another run.
     """
     folder, advice = snapshot_folder(checkpoints), f"delete {checkpoints} to train the phase again"
     earlier = checkpoints.with_name(f"{checkpoints.name}.earlier.safetensors")
@@ -159,11 +145,8 @@ def load_snapshot(checkpoints: Path, meta: Mapping[str, Any]) -> dict[str, Tenso
 def last_weights(checkpoints: Path, meta: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read the weights of a phase's last checkpoint.
 
-    Args:
-        meta: What must be the same.
-
-    Raises:
-        BadInput: If there is none, or it is damaged or of another run.
+    `meta`: what must be the same. Raises BadInput if there is none, or it is damaged or of another
+    run.
     """
     result, advice = list_checkpoints(checkpoints), f"delete {checkpoints} to train the phase again"
     if not result:
@@ -180,8 +163,7 @@ def snapshot_folder(checkpoints: Path) -> Path:
 def whole_state(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Return weights as whole tensors of the CPU.
 
-    Args:
-        parameters: Name to parameter; where they are divided every process must take part.
+    `parameters`: name to parameter; where they are divided every process must take part.
     """
     return {name: full_tensor(p.detach()).cpu().contiguous() for name, p in parameters.items()}
 
@@ -191,7 +173,9 @@ def _put_moments(
     optimiser: torch.optim.Optimizer,
     moments: Mapping[str, Tensor],
 ) -> None:
-    """Give an optimiser its state back through its own rule, which knows where each value has to be: step counters go with their kernel."""
+    """Give an optimiser its state back through its own rule, which knows where each value has to
+    be: step counters go with their kernel.
+    """
     names = {id(parameter): name for name, parameter in parameters.items()}
     state: dict[int, dict[str, Tensor]] = {}
     for place, parameter in enumerate(

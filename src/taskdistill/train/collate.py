@@ -86,11 +86,9 @@ def collate(
 ) -> TrainBatch:
     """Lay out a batch for a phase.
 
-    Args:
-        task: The task, or None for stage 1.
-        negatives: Hard negatives taken from each pair, at most.
-        distil_negatives: Whether the teacher's vectors of the hard negatives are compared as well,
-            behind those of the pairs.
+    `task`: the task, or None for stage 1. `negatives`: hard negatives taken from each pair, at
+    most. `distil_negatives`: whether the teacher's vectors of the hard negatives are compared as
+    well, behind those of the pairs.
     """
     result, role = _TextIndex(), Role.QUERY if task is None else TASKS[task].query_role
     topic = task is not None and TASKS[task].topic
@@ -177,16 +175,10 @@ def false_negatives(
     A candidate is excluded where its text equals the query or one of the query's known positives in
     this batch, and, if a margin is given, where the teacher finds it closer to the query than the
     positive by more than the margin. Hard negatives that came with the row are exempt from the
-    margin.
-
-    Args:
-        similarities: The teacher's cosine of every query with every positive of the batch, `(B,
-            B)`, or None.
-        others: Whether the hard negatives of other rows count as negatives.
-
-    Returns:
-        `(B, B + M)` of bool: positives of the batch, then hard negatives. The own positive is never
-        true.
+    margin. `similarities`: the teacher's cosine of every query with every positive of the batch,
+    `(B, B)`, or None. `others`: whether the hard negatives of other rows count as negatives.
+    Returns `(B, B + M)` of bool: positives of the batch, then hard negatives. The own positive is
+    never true.
     """
     assert prepared.positive_idx is not None
     texts = [fold_text(text) for _, text in prepared.texts]
@@ -222,13 +214,10 @@ def relations(
 ) -> np.ndarray:
     """Name the relation of every candidate to every query, as a contrast takes it.
 
-    Args:
-        similarities: The teacher's cosines `(B, B)`, or None.
-        others: Whether the hard negatives of other rows count as negatives.
-        mask_same_label: classification: whether texts with the anchor's label are no negatives.
-
-    Returns:
-        `(B, B + M)` of `Relation`: positives of the batch, then hard negatives.
+    `similarities`: the teacher's cosines `(B, B)`, or None. `others`: whether the hard negatives of
+    other rows count as negatives. `mask_same_label`: classification: whether texts with the
+    anchor's label are no negatives. Returns `(B, B + M)` of `Relation`: positives of the batch,
+    then hard negatives.
     """
     assert prepared.positive_idx is not None
     count, hard = (

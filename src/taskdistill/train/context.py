@@ -69,13 +69,14 @@ class Phase:
     starts_at: int = 0
     """Step of the plan at which the phase begins, where it goes on with another phase's batches."""
     publish: Callable[[], None] = lambda: None
-    """Carries the weights into the model that others read, where this one's are divided among processes."""
+    """Carries the weights into the model that others read, where this one's are divided among
+    processes.
+    """
 
     def moving_heads(self) -> dict[str, nn.Parameter]:
         """Return the heads that this phase trains.
 
-        Returns:
-            Name to parameter; without the projection where it is kept as it was.
+        Returns name to parameter; without the projection where it is kept as it was.
         """
         return {
             n: p
@@ -84,11 +85,7 @@ class Phase:
         }
 
     def weights_at(self, step: int) -> dict[str, float]:
-        """Return the weights of the terms at one step.
-
-        Args:
-            step: Step of the phase, from 0.
-        """
+        """Return the weights of the terms at one step. `step`: step of the phase, from 0."""
         return weight_at(self.weights, self.settings, step)
 
     def partial_loss(
@@ -96,11 +93,9 @@ class Phase:
     ) -> Share | None:
         """Return how the loss is taken of a part of a batch, where it is a sum over its texts.
 
-        Args:
-            weights: Term to weight at this step; None for those of the recipe.
-
-        Returns:
-            From the vectors of some texts and their places to their part of the weighted loss; None if distillation is not the only term.
+        `weights`: term to weight at this step; None for those of the recipe. Returns from the
+        vectors of some texts and their places to their part of the weighted loss; None if
+        distillation is not the only term.
         """
         weights = self.weights if weights is None else weights
         if set(weights) - {"distill"}:

@@ -1,4 +1,6 @@
-"""Where a phase began and where it ended, by its development scores; and a warning where it ended lower."""
+"""Where a phase began and where it ended, by its development scores; and a warning where it ended
+lower.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ class Course:
 
     phase: str
     step: int
-    """Updates of the state that the phase ended with; fewer than its steps where the best state was kept."""
+    """Updates of the state that the phase ended with; fewer than its steps where the best state was
+    kept.
+    """
     began: Mapping[str, float]
     """Set to main score before the first update, and `mean`."""
     ended: Mapping[str, float]
@@ -31,11 +35,13 @@ class Course:
     def lines(self) -> list[str]:
         """Say in words where the phase ended, and warn where that is lower than its start.
 
-        Returns:
-            The mean first; then the sets that fell.
+        Returns the mean first; then the sets that fell.
         """
         fell = [name for name in self.began if name != MEAN and self.ended[name] < self.began[name]]
-        shown = f"{100 * self.began[MEAN]:.1f} before the first step, {100 * self.ended[MEAN]:.1f} after step {self.step:,}"
+        shown = (
+            f"{100 * self.began[MEAN]:.1f} before the first step, {100 * self.ended[MEAN]:.1f}"
+            f" after step {self.step:,}"
+        )
         lowered = "; ".join(
             f"{name} {100 * self.began[name]:.1f} to {100 * self.ended[name]:.1f}" for name in fell
         )
@@ -44,8 +50,9 @@ class Course:
                 f"{self.phase}: development mean {shown}" + (f"; lower: {lowered}" if fell else "")
             ]
         return [
-            f"warning: {self.phase} ended below where it began: development mean {shown} ({lowered}); lower {self.phase}.lr, look at "
-            f"{self.phase}.weights, or set evaluation.during.keep to mean, which keeps the best state, the first one included"
+            f"warning: {self.phase} ended below where it began: development mean {shown}"
+            f" ({lowered}); lower {self.phase}.lr, look at {self.phase}.weights, or set"
+            " evaluation.during.keep to mean, which keeps the best state, the first one included"
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,8 +63,7 @@ class Course:
 def read_course(log: Log, phase: str, step: int) -> Course | None:
     """Read a phase's course from the log.
 
-    Returns:
-        The course; None where its first or this state was not scored.
+    Returns the course; None where its first or this state was not scored.
     """
     scored = {
         record["evaluated"]: record["main"]
@@ -72,8 +78,7 @@ def read_course(log: Log, phase: str, step: int) -> Course | None:
 def courses(log: Log) -> list[Course]:
     """Read what every finished phase wrote into the log.
 
-    Returns:
-        One course a phase, in the order in which they ended first.
+    Returns one course a phase, in the order in which they ended first.
     """
     result: dict[str, Course] = {}
     for _, record in read_lines(log.path):

@@ -1,19 +1,21 @@
 """One recipe on several processes: what they exchange, and nothing else.
 
-Every process computes the same batch, tokenises it and runs its own share of the micro-batches. The pooled vectors
-are then gathered on all of them, so that each process takes the loss of the whole batch, with every negative, and
-carries back only the rows that it made; the weights' gradients are added up. No gradient flows through the exchange
-itself, so there is no factor to get wrong: the sum is the gradient of one process, up to the order of additions. Only
-the process with rank 0 writes.
+Every process computes the same batch, tokenises it and runs its own share of the micro-batches. The
+pooled vectors are then gathered on all of them, so that each process takes the loss of the whole
+batch, with every negative, and carries back only the rows that it made; the weights' gradients are
+added up. No gradient flows through the exchange itself, so there is no factor to get wrong: the sum
+is the gradient of one process, up to the order of additions. Only the process with rank 0 writes.
 
-A collective that one process does not reach lasts until the time-out on all others. So everything that may fail on
-one process alone runs inside `Processes.together`, which ends with a vote: either it went well everywhere, or every
-process leaves it alike. What the first process does while the others wait for it goes through `leading.by_first`.
+A collective that one process does not reach lasts until the time-out on all others. So everything
+that may fail on one process alone runs inside `Processes.together`, which ends with a vote: either
+it went well everywhere, or every process leaves it alike. What the first process does while the
+others wait for it goes through `leading.by_first`.
 
-There are two kinds of waiting. The exchanges of a step take seconds, and one that takes minutes has lost a process:
-their time-out is a setting. Rank 0 also works alone for hours (it fills the teacher store, writes folders, scores the
-model), and the others wait for that in a gloo group of their own, whose patience has no such limit: a process that
-dies closes its connections, which gloo notices at once.
+There are two kinds of waiting. The exchanges of a step take seconds, and one that takes minutes has
+lost a process: their time-out is a setting. Rank 0 also works alone for hours (it fills the teacher
+store, writes folders, scores the model), and the others wait for that in a gloo group of their own,
+whose patience has no such limit: a process that dies closes its connections, which gloo notices at
+once.
 """
 
 from __future__ import annotations
@@ -41,12 +43,16 @@ TIMEOUT = timedelta(minutes=10)
 START = timedelta(minutes=30)
 """How long a process waits for the others to be started."""
 PATIENCE = timedelta(days=7)
-"""How long a process waits for what the first one does alone, which may be filling the teacher store."""
+"""How long a process waits for what the first one does alone, which may be filling the teacher
+store.
+"""
 
 FAILED_ELSEWHERE = "the work of another process failed, so this one ends; its own output says why"
 
 _of_steps: dist.ProcessGroup | None = None
-"""The group of the exchanges of a step, one a process like torch's default group; None is that default group."""
+"""The group of the exchanges of a step, one a process like torch's default group; None is that
+default group.
+"""
 
 
 class Outcome(IntEnum):
@@ -58,7 +64,9 @@ class Outcome(IntEnum):
 
 
 class Agreed(Exception):
-    """Raised by a vote in the middle of local work: the outcome is already known to every process, so there is no further vote."""
+    """Raised by a vote in the middle of local work: the outcome is already known to every process,
+    so there is no further vote.
+    """
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome)
@@ -89,16 +97,11 @@ class ProcessGroup:
     def together(self, *, votes: bool = True) -> Iterator[None]:
         """Run work of this process alone, and go on only if it went well on every process.
 
-        Args:
-            votes: Whether a failure is voted on. False where the block holds exchanges that do not vote: then this
-                process ends by itself, and the others notice its end.
-
-        Yields:
-            Nothing. The block must hold no exchange, except those that vote themselves (`agree`).
-
-        Raises:
-            OutOfMemory: On every process, if memory ran out on one.
-            LostProcess: If the work of another process failed in another way; that one raises what it met.
+        `votes`: whether a failure is voted on. False where the block holds exchanges that do not
+        vote: then this process ends by itself, and the others notice its end. Yields nothing. The
+        block must hold no exchange, except those that vote themselves (`agree`). Raises OutOfMemory
+        on every process, if memory ran out on one. Raises LostProcess if the work of another
+        process failed in another way; that one raises what it met.
         """
         outcome, failure, voted = Outcome.DONE, None, self.size == 1
         try:
@@ -129,15 +132,12 @@ class ProcessGroup:
             raise OutOfMemory
 
     def gather_room(self, rows: Tensor, counts: Sequence[int]) -> Tensor | None:
-        """Allocate what collecting rows takes, so that a lack of memory shows before the exchange begins.
+        """Allocate what collecting rows takes, so that a lack of memory shows before the exchange
+        begins.
 
-        Gloo refuses unequal sizes, so shorter shares are padded and cut again.
-
-        Args:
-            rows: This process's rows, `(n, D)`.
-
-        Returns:
-            `(size + 1, largest count, D)`, whose last part holds this process's rows; None for one process.
+        Gloo refuses unequal sizes, so shorter shares are padded and cut again. `rows`: this
+        process's rows, `(n, D)`. Returns `(size + 1, largest count, D)`, whose last part holds this
+        process's rows; None for one process.
         """
         if self.size == 1:
             return None
@@ -148,8 +148,7 @@ class ProcessGroup:
     def fill(self, room: Tensor) -> None:
         """Exchange the rows of all processes.
 
-        Args:
-            room: What `gather_room` returned on every process; filled in place.
+        `room`: what `gather_room` returned on every process; filled in place.
         """
         with reaching_others():
             dist.all_gather(list(room[:-1].unbind()), room[-1], group=_of_steps)
@@ -157,19 +156,15 @@ class ProcessGroup:
     def cut(self, room: Tensor, counts: Sequence[int]) -> Tensor:
         """Cut the padding from what was exchanged.
 
-        Returns:
-            `(sum of counts, D)`, by rank, the same on every process.
+        Returns `(sum of counts, D)`, by rank, the same on every process.
         """
         return torch.cat([part[:count] for part, count in zip(room[:-1], counts, strict=True)])
 
     def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Collect the rows of all processes.
 
-        Args:
-            rows: This process's rows, `(n, D)`.
-
-        Returns:
-            `(sum of counts, D)`, by rank, the same on every process.
+        `rows`: this process's rows, `(n, D)`. Returns `(sum of counts, D)`, by rank, the same on
+        every process.
         """
         room = self.gather_room(rows, counts)
         if room is None:
@@ -180,8 +175,7 @@ class ProcessGroup:
     def sum_room(self, tensors: Sequence[Tensor]) -> dict[torch.dtype, Tensor]:
         """Allocate what `add_up` needs, so that a lack of memory shows before the exchange begins.
 
-        Returns:
-            A buffer for each number type.
+        Returns a buffer for each number type.
         """
         if self.size == 1:
             return {}
@@ -199,9 +193,8 @@ class ProcessGroup:
     ) -> None:
         """Replace each tensor by its sum over all processes, the same bits on every one.
 
-        Args:
-            tensors: Same shapes and order on every process; changed in place.
-            room: What `sum_room` returned; None allocates it here.
+        `tensors`: same shapes and order on every process; changed in place. `room`: what `sum_room`
+        returned; None allocates it here.
         """
         if self.size == 1:
             return
@@ -219,11 +212,7 @@ class ProcessGroup:
                 tensor.copy_(part.view_as(tensor))
 
     def any_rank(self, flag: bool) -> bool:
-        """Say whether the flag is true on any process.
-
-        Returns:
-            The same on every process.
-        """
+        """Say whether the flag is true on any process. Returns the same on every process."""
         if self.size == 1:
             return flag
         return bool(_largest(int(flag)))
@@ -231,8 +220,7 @@ class ProcessGroup:
     def broadcast(self, value: T) -> T:
         """Give every process the first one's value, however long that one takes.
 
-        Args:
-            value: Plain data; ignored on all but the first.
+        `value`: plain data; ignored on all but the first.
         """
         if self.size == 1:
             return value
@@ -249,7 +237,9 @@ class ProcessGroup:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Let the first process do something, such as writing a folder, before the others do it too."""
+        """Let the first process do something, such as writing a folder, before the others do it
+        too.
+        """
         if not self.is_main:
             self.wait()
         yield
@@ -261,11 +251,7 @@ SINGLE = ProcessGroup()
 
 
 def sum_over_processes(tensor: Tensor) -> None:
-    """Replace a tensor by its sum over all processes.
-
-    Args:
-        tensor: Contiguous; changed in place.
-    """
+    """Replace a tensor by its sum over all processes. `tensor`: contiguous; changed in place."""
     with reaching_others():
         dist.all_reduce(tensor, group=_of_steps)
 
@@ -273,8 +259,7 @@ def sum_over_processes(tensor: Tensor) -> None:
 def mesh_of_all(device_type: str) -> DeviceMesh:
     """Return all processes as the mesh that weights are divided over.
 
-    Returns:
-        A mesh of one dimension, whose exchanges have the time-out of those of a step.
+    Returns a mesh of one dimension, whose exchanges have the time-out of those of a step.
     """
     if _of_steps is None:
         return init_device_mesh(device_type, (dist.get_world_size(),))
@@ -282,10 +267,10 @@ def mesh_of_all(device_type: str) -> DeviceMesh:
 
 
 def agree(outcome: Outcome = Outcome.DONE) -> None:
-    """Vote in the middle of work that runs inside `Processes.together`, before an exchange that needs every process.
+    """Vote in the middle of work that runs inside `Processes.together`, before an exchange that
+    needs every process.
 
-    Raises:
-        Agreed: If some process fares badly.
+    Raises Agreed if some process fares badly.
     """
     if (worst := _vote(outcome)) is not Outcome.DONE:
         raise Agreed(worst)
@@ -296,7 +281,9 @@ def _vote(outcome: Outcome) -> Outcome:
 
 
 def _largest(number: int) -> int:
-    """Return the largest of all processes' numbers. A tensor of the CPU goes through gloo also where training is on GPUs."""
+    """Return the largest of all processes' numbers. A tensor of the CPU goes through gloo also
+    where training is on GPUs.
+    """
     held = torch.tensor(number)
     with reaching_others():
         dist.all_reduce(held, dist.ReduceOp.MAX, group=_of_steps)
@@ -316,13 +303,16 @@ def reaching_others() -> Iterator[None]:
 
 def _lost(error: Exception) -> LostProcess:
     return LostProcess(
-        f"another process of this run ended or did not answer in time ({_first_line(error)}); its own output says why. If it was only "
-        f"slow, raise `process_timeout`; run the same command again to go on from the last checkpoint"
+        f"another process of this run ended or did not answer in time ({_first_line(error)}); its"
+        " own output says why. If it was only slow, raise `process_timeout`; run the same command"
+        " again to go on from the last checkpoint"
     )
 
 
 def _of_an_exchange(error: Exception) -> bool:
-    """Say whether torch's exchanges raised an error; gloo's have no type of their own, but name its source."""
+    """Say whether torch's exchanges raised an error; gloo's have no type of their own, but name its
+    source.
+    """
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "/gloo/" in str(error)
     )
@@ -355,16 +345,16 @@ def init_distributed(
 ) -> Iterator[ProcessGroup]:
     """Join the processes that a launcher such as torchrun started, and leave them at the end.
 
-    Args:
-        size: How many the launcher started; 1 joins nothing.
-        timeout: How long an exchange of a step may take.
+    `size`: how many the launcher started; 1 joins nothing. `timeout`: how long an exchange of a
+    step may take.
     """
     if size <= 1:
         yield SINGLE
         return
     global _of_steps
     with reaching_others():
-        # A group has one time-out for all its exchanges, so each kind of waiting has a group: for the start, for what
+        # A group has one time-out for all its exchanges, so each kind of waiting has a group: for
+        # the start, for what
         # the first process does alone, and for the steps.
         dist.init_process_group("gloo", timeout=START)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)

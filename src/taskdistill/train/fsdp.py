@@ -1,13 +1,15 @@
-"""Full students on several GPUs: weights, gradients and moments divided among the processes (FSDP2), batch and loss as ever.
+"""Full students on several GPUs: weights, gradients and moments divided among the processes
+(FSDP2), batch and loss as ever.
 
-Only phases that train the whole backbone are divided; adapters are small. Each layer is gathered when a pass reaches
-it and its gradient is summed where its share lives. Every process runs the same number of passes, because each one is
-an exchange.
+Only phases that train the whole backbone are divided; adapters are small. Each layer is gathered
+when a pass reaches it and its gradient is summed where its share lives. Every process runs the same
+number of passes, because each one is an exchange.
 
-A pass that fails on one process in the middle of these exchanges would leave the others waiting. So before each of
-them all processes vote (`agree`): the one that failed is then in the vote that ends its work, sees that the others
-are in that of their next exchange, and all leave the pass at the same place. A vote is one number through gloo, some
-0.1 ms between processes of one host; a layer needs three in its passes.
+A pass that fails on one process in the middle of these exchanges would leave the others waiting. So
+before each of them all processes vote (`agree`): the one that failed is then in the vote that ends
+its work, sees that the others are in that of their next exchange, and all leave the pass at the
+same place. A vote is one number through gloo, some 0.1 ms between processes of one host; a layer
+needs three in its passes.
 """
 
 from __future__ import annotations
@@ -30,9 +32,7 @@ from taskdistill.train.distributed import agree, mesh_of_all, reaching_others, s
 def shard(model: TransformerModel, device: torch.device) -> TransformerModel:
     """Divide a copy of a model among all processes.
 
-    Args:
-        model: The whole model; it stays as and where it is.
-        device: Where this process trains.
+    `model`: the whole model; it stays as and where it is. `device`: where this process trains.
     """
     sharded, mesh = copy.deepcopy(model), mesh_of_all(device.type)
     for layer in layers_of(sharded.backbone):
@@ -103,10 +103,10 @@ def _units(model: TransformerModel) -> list[FSDPModule]:
 
 
 def can_start_again(model: TransformerModel) -> bool:
-    """Say whether this version of torch can drop a pass in the middle; before 2.13 a failure there ends the work.
+    """Say whether this version of torch can drop a pass in the middle; before 2.13 a failure there
+    ends the work.
 
-    Returns:
-        Whether `start_again` works and the exchanges of its passes vote.
+    Returns whether `start_again` works and the exchanges of its passes vote.
     """
     return hasattr(model.backbone, "reset_iter_state") and hasattr(
         model.backbone, "set_custom_all_gather"
@@ -116,17 +116,18 @@ def can_start_again(model: TransformerModel) -> bool:
 def start_again(model: TransformerModel) -> None:
     """Forget a pass that ended in the middle, on every process.
 
-    Raises:
-        WorkFailed: If this version of torch cannot.
+    Raises WorkFailed if this version of torch cannot.
     """
     if not can_start_again(model):
         raise WorkFailed(
-            "memory ran out in a step with divided weights, and torch before 2.13 cannot run such a step again; lower micro_batch_tokens or "
-            "batch_size, or install a newer torch"
+            "memory ran out in a step with divided weights, and torch before 2.13 cannot run such a"
+            " step again; lower micro_batch_tokens or batch_size, or install a newer torch"
         )
     model.backbone.reset_iter_state()
     for unit in _units(model):
-        unit.unshard()  # gradients that autograd left on whole weights are out of reach while only shares are in the modules
+        # gradients that autograd left on whole weights are out of reach while only shares are in
+        # the modules
+        unit.unshard()
         for parameter in model.backbone.parameters():
             parameter.grad = None
         unit.reshard()
@@ -135,8 +136,7 @@ def start_again(model: TransformerModel) -> None:
 def is_sharded(model: nn.Module) -> bool:
     """Say whether a model's weights are divided.
 
-    Returns:
-        Whether `shard` made it; its weights may be gathered at the moment.
+    Returns whether `shard` made it; its weights may be gathered at the moment.
     """
     return isinstance(getattr(model, "backbone", None), FSDPModule)
 
@@ -155,11 +155,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_scalar(number: Tensor) -> Tensor:
-    """Add a number up over all processes.
-
-    Returns:
-        The sum, the same on every process.
-    """
+    """Add a number up over all processes. Returns the sum, the same on every process."""
     total = number.clone()
     sum_over_processes(total)
     return total
@@ -169,9 +165,8 @@ def all_reduce_scalar(number: Tensor) -> Tensor:
 def copy_full_(target: Tensor, source: Tensor) -> None:
     """Copy a whole tensor into a tensor, or this process's share of it.
 
-    Args:
-        target: A tensor or a share of one, changed in place.
-        source: The whole tensor, the same on every process.
+    `target`: a tensor or a share of one, changed in place. `source`: the whole tensor, the same on
+    every process.
     """
     target.copy_(shard_like(target, source))
 
@@ -179,11 +174,8 @@ def copy_full_(target: Tensor, source: Tensor) -> None:
 def shard_like(target: Tensor, source: Tensor) -> Tensor:
     """Divide a whole tensor as another one is divided.
 
-    Args:
-        source: The whole tensor, the same on every process.
-
-    Returns:
-        The source on the target's device, divided if the target is.
+    `source`: the whole tensor, the same on every process. Returns the source on the target's
+    device, divided if the target is.
     """
     moved = source.to(target.device, target.dtype)
     if not isinstance(target, DTensor):
@@ -195,9 +187,8 @@ def shard_like(target: Tensor, source: Tensor) -> Tensor:
 def clear_rows(tensor: Tensor, rows: Tensor) -> None:
     """Set rows of a matrix to zero, or those of them that are in this process's share.
 
-    Args:
-        tensor: A matrix or a share of one, changed in place.
-        rows: `(rows of the whole matrix,)` of bool: the rows to clear.
+    `tensor`: a matrix or a share of one, changed in place. `rows`: `(rows of the whole matrix,)` of
+    bool: the rows to clear.
     """
     mask = (
         local_tensor(shard_like(tensor, rows.to(tensor.dtype))) > 0

@@ -1,16 +1,17 @@
 """One optimiser step's gradients: micro-batches over worker threads, the loss over the whole batch.
 
-The vectors of all micro-batches are joined, the loss is taken of them as leaves, and its gradient is carried back
-through each micro-batch. If the batch is small enough the graphs of the first pass are kept; otherwise a second
-forward pass makes them again (gradient caching). Where the loss is a sum over texts, each micro-batch is carried back
-at once and no graph outlives it. Dropout masks come from a generator seeded by step and micro-batch, and a batch is
-cut into the same micro-batches whatever the number of workers; so all these ways give the same numbers, and so does
-any number of threads and processes.
+The vectors of all micro-batches are joined, the loss is taken of them as leaves, and its gradient
+is carried back through each micro-batch. If the batch is small enough the graphs of the first pass
+are kept; otherwise a second forward pass makes them again (gradient caching). Where the loss is a
+sum over texts, each micro-batch is carried back at once and no graph outlives it. Dropout masks
+come from a generator seeded by step and micro-batch, and a batch is cut into the same micro-batches
+whatever the number of workers; so all these ways give the same numbers, and so does any number of
+threads and processes.
 
-A step that does not fit into memory is run again with the same micro-batches in halves and no graph kept: the same
-masks, the same sums, up to the order of additions. Everything that can run out of memory on one process runs inside
-`Processes.together`, so that all processes leave it alike; exchanges stand outside, and what they need is allocated
-before.
+A step that does not fit into memory is run again with the same micro-batches in halves and no graph
+kept: the same masks, the same sums, up to the order of additions. Everything that can run out of
+memory on one process runs inside `Processes.together`, so that all processes leave it alike;
+exchanges stand outside, and what they need is allocated before.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ from taskdistill.train.timer import Moment, Timer, moment
 from taskdistill.train.workers import GradientSums, WorkerPool, looked_up_rows
 
 KEEP_TOKENS = 24_576
-"""Tokens of a batch up to which the graphs of the first forward pass are kept; above, a second pass makes them again."""
+"""Tokens of a batch up to which the graphs of the first forward pass are kept; above, a second pass
+makes them again.
+"""
 
 Marks = list[tuple[str, Moment, Moment]]
 """What a thread did, and when it began and ended."""
@@ -52,10 +55,14 @@ class MicroBatchOutput:
     vectors: Tensor
     """Pooled, `(n, D)`, in the order of the piece."""
     tokens: Tensor | None
-    """Rows of the token table that were looked up, as a leaf, `(tokens, hidden)`; None if the table is frozen."""
+    """Rows of the token table that were looked up, as a leaf, `(tokens, hidden)`; None if the table
+    is frozen.
+    """
     ids: Tensor
     gradients: list[Tensor] | None = None
-    """Of the trained parameters, and of `tokens` if that is there; set once the piece is carried back."""
+    """Of the trained parameters, and of `tokens` if that is there; set once the piece is carried
+    back.
+    """
     marks: Marks = field(default_factory=list)
 
 
@@ -78,24 +85,17 @@ def gradients(
 ) -> Told:
     """Set the gradients of one step.
 
-    Args:
-        model: The model in training mode, with the right adapter selected.
-        loss: From vectors `(texts, D)` to named terms and the masked share.
-        weights: Term to weight; a term without one counts once.
-        trained: The model's parameters that are trained; those of the heads get their gradients from the loss itself.
-        micro_batch_tokens: Tokens of one forward pass.
-        keep_tokens: Batches of more tokens on one process are run twice instead of kept.
-        share: For a loss that is a sum over texts: the part of some texts. Then each micro-batch is carried back at
-            once.
-        heads: Trained parameters that only the loss sees; needed where several processes work together.
-        clock: Told the seconds of the forward passes, the loss, the backward passes and the exchange.
-        compute: Number type of the passes, such as bfloat16; None for that of the weights.
-
-    Returns:
-        Each term's value, the weighted sum, and the masked share; the same on every process.
-
-    Raises:
-        WorkFailed: If a single text, or the loss by itself, does not fit into memory.
+    `model`: the model in training mode, with the right adapter selected. `loss`: from vectors
+    `(texts, D)` to named terms and the masked share. `weights`: term to weight; a term without one
+    counts once. `trained`: the model's parameters that are trained; those of the heads get their
+    gradients from the loss itself. `micro_batch_tokens`: tokens of one forward pass. `keep_tokens`:
+    batches of more tokens on one process are run twice instead of kept. `share`: for a loss that is
+    a sum over texts: the part of some texts. Then each micro-batch is carried back at once.
+    `heads`: trained parameters that only the loss sees; needed where several processes work
+    together. `clock`: told the seconds of the forward passes, the loss, the backward passes and the
+    exchange. `compute`: number type of the passes, such as bfloat16; None for that of the weights.
+    Returns each term's value, the weighted sum, and the masked share; the same on every process.
+    Raises WorkFailed if a single text, or the loss by itself, does not fit into memory.
     """
     clock = clock or Timer()
     if isinstance(model, StaticModel):
@@ -182,17 +182,23 @@ class _GradientStep(ABC):
 
     @abstractmethod
     def first_pass(self, every: Sequence[Sequence[MicroBatch]], keep: bool) -> list[Tensor]:
-        """Run this process's pieces forward, and back at once where the loss is a sum over texts; return their vectors."""
+        """Run this process's pieces forward, and back at once where the loss is a sum over texts;
+        return their vectors.
+        """
 
     @abstractmethod
     def second_pass(
         self, every: Sequence[Sequence[MicroBatch]], upstream: Tensor, keep: bool
     ) -> None:
-        """Carry the loss's gradient with respect to the vectors, `(texts, D)`, back through this process's pieces."""
+        """Carry the loss's gradient with respect to the vectors, `(texts, D)`, back through this
+        process's pieces.
+        """
 
     @abstractmethod
     def finished(self) -> list[Tensor]:
-        """Put this process's sums where the optimiser finds them, and return what is to be summed over the processes."""
+        """Put this process's sums where the optimiser finds them, and return what is to be summed
+        over the processes.
+        """
 
     @abstractmethod
     def exchanged(self) -> None:
@@ -201,14 +207,17 @@ class _GradientStep(ABC):
     def forward(self, piece: MicroBatch, table_trained: bool) -> MicroBatchOutput:
         """Run one piece forward."""
         begun = moment(self.batch.model.device)
-        # Masks follow from the micro-batch, not from the piece: a piece has those of its place in it.
+        # Masks follow from the micro-batch, not from the piece: a piece has those of its place in
+        # it.
         seed = derive_seed(self.seed, piece.number, MICRO_BATCH_STRIDE)
         micro = _forward(self.batch.model, self.batch.ids, piece, seed, table_trained, self.compute)
         micro.marks.append(("forward", begun, moment(self.batch.model.device)))
         return micro
 
     def _heads_once(self) -> list[Tensor]:
-        """Return the heads' gradients for a sum over the processes: each has the whole of them, and only that of the first counts."""
+        """Return the heads' gradients for a sum over the processes: each has the whole of them, and
+        only that of the first counts.
+        """
         moved = [p.grad for p in self.heads if p.grad is not None]
         if not self.batch.processes.is_main:
             for gradient in moved:
@@ -234,7 +243,9 @@ class _GradientStep(ABC):
 
 @dataclass(slots=True, kw_only=True)
 class _ReplicatedGradients(_GradientStep):
-    """Every process holds all weights; what it summed of its own texts is added up over the processes at the end."""
+    """Every process holds all weights; what it summed of its own texts is added up over the
+    processes at the end.
+    """
 
     kept: list[MicroBatchOutput] = field(default_factory=list)
     sums: GradientSums = field(init=False)
@@ -249,7 +260,9 @@ class _ReplicatedGradients(_GradientStep):
         self.inner = [p for p in self.trained if p is not self.table]
 
     def first_pass(self, every: Sequence[Sequence[MicroBatch]], keep: bool) -> list[Tensor]:
-        """Run this process's pieces forward, and back at once where the loss is a sum over texts."""
+        """Run this process's pieces forward, and back at once where the loss is a sum
+        over texts.
+        """
         self.sums, self.kept = (
             GradientSums(len(self.inner), len(self.inner) < len(self.trained)),
             [],
@@ -272,9 +285,11 @@ class _ReplicatedGradients(_GradientStep):
         """Carry the gradient of the vectors back through this process's pieces."""
         local_batches = every[self.batch.processes.rank]
         graphs, self.kept = (
-            dict(zip((id(piece) for piece in local_batches), self.kept, strict=True))
-            if keep
-            else {},
+            (
+                dict(zip((id(piece) for piece in local_batches), self.kept, strict=True))
+                if keep
+                else {}
+            ),
             [],
         )
 
@@ -286,7 +301,9 @@ class _ReplicatedGradients(_GradientStep):
         self._each(one, every)
 
     def finished(self) -> list[Tensor]:
-        """Put this process's sums where the optimiser finds them; of the token table only the rows of the batch are exchanged."""
+        """Put this process's sums where the optimiser finds them; of the token table only the rows
+        of the batch are exchanged.
+        """
         for parameter, gradient in zip(
             self.inner, self.sums.inner or [torch.zeros_like(p) for p in self.inner], strict=True
         ):
@@ -343,17 +360,20 @@ class _ReplicatedGradients(_GradientStep):
 
 @dataclass(slots=True, kw_only=True)
 class _DividedGradients(_GradientStep):
-    """Weights are divided (FSDP2): every pass is an exchange, so all processes run as many as the busiest one.
+    """Weights are divided (FSDP2): every pass is an exchange, so all processes run as many as the
+    busiest one.
 
-    FSDP sums gradients where their shares live, at the end of each backward pass. They could be summed once a step
-    instead (`set_requires_gradient_sync`), but then every process would hold the gradients of all weights, which
-    dividing them is to avoid.
+    FSDP sums gradients where their shares live, at the end of each backward pass. They could be
+    summed once a step instead (`set_requires_gradient_sync`), but then every process would hold the
+    gradients of all weights, which dividing them is to avoid.
     """
 
     kept: list[MicroBatchOutput] = field(default_factory=list)
 
     def first_pass(self, every: Sequence[Sequence[MicroBatch]], keep: bool) -> list[Tensor]:
-        """Run as many passes as the busiest process, in surplus ones with a short text whose vectors do not count."""
+        """Run as many passes as the busiest process, in surplus ones with a short text whose
+        vectors do not count.
+        """
         local_batches, vectors = every[self.batch.processes.rank], list[Tensor]()
         self.kept = []
         for number, piece in enumerate(self._rounds(every)):
@@ -388,9 +408,11 @@ class _DividedGradients(_GradientStep):
                 self.marks += micro.marks
             self._carry_back(
                 micro,
-                upstream[piece.rows]
-                if number < len(local_batches)
-                else torch.zeros_like(micro.vectors),
+                (
+                    upstream[piece.rows]
+                    if number < len(local_batches)
+                    else torch.zeros_like(micro.vectors)
+                ),
             )
 
     def finished(self) -> list[Tensor]:

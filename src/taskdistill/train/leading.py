@@ -12,14 +12,11 @@ T = TypeVar("T")
 
 
 def by_first(processes: ProcessGroup, work: Callable[[], T]) -> T:
-    """Let the first process do something alone, however long it takes, and give every process what came of it.
+    """Let the first process do something alone, however long it takes, and give every process what
+    came of it.
 
-    Args:
-        processes: All of them; each comes here.
-        work: Returns plain data; run on the first process only.
-
-    Raises:
-        LostProcess: On the others, if it failed; the first process raises what it met.
+    `processes`: all of them; each comes here. `work`: returns plain data; run on the first process
+    only. Raises LostProcess on the others, if it failed; the first process raises what it met.
     """
     if not processes.is_main:
         done, value = processes.broadcast((False, None))

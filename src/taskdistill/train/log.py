@@ -1,6 +1,7 @@
 """The run's log: one flushed JSON line a step, and after a resume no line twice.
 
-Scores, seconds and budgets are read from it again, so each line ends with a checksum of itself. Lines of older logs have none.
+Scores, seconds and budgets are read from it again, so each line ends with a checksum of itself.
+Lines of older logs have none.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ class Log:
     def write(self, record: dict[str, Any]) -> None:
         """Append one record and flush it.
 
-        Args:
-            record: Plain data; values that are not finite become null.
+        `record`: plain data; values that are not finite become null.
         """
         text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
         self._stream.write(f'{text[:-1]}, "check": "{zlib.crc32(text.encode()):08x}"}}\n')
         self._stream.flush()
 
     def forget(self, phase: str, from_step: int) -> None:
-        """Drop a phase's lines from a step on, and its scores of later states: they are about to be run again."""
+        """Drop a phase's lines from a step on, and its scores of later states: they are about to be
+        run again.
+        """
         self._stream.close()
         lines_left = [
             line
@@ -60,8 +62,7 @@ class Log:
 def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Read the whole lines of a log; a line cut off by a kill is left out.
 
-    Raises:
-        BadInput: If a line is not what was written.
+    Raises BadInput if a line is not what was written.
     """
     with open_regular(path) as stream:
         *lines, tail = stream.read().split(b"\n")
@@ -77,7 +78,9 @@ def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _record(line: bytes, place: str) -> dict[str, Any] | None:
-    """Parse a line; one that a kill cut off, and another line was added to by an older version, is None."""
+    """Parse a line; one that a kill cut off, and another line was added to by an older version, is
+    None.
+    """
     check = _CHECK.search(line)
     try:
         record = json.loads(line)
@@ -108,7 +111,8 @@ def _is_complete(tail: bytes, place: str) -> bool:
     """Say whether what stands behind the last newline lacks only its own."""
     if _CHECK.search(tail[:-1]):
         raise BadInput(
-            f"{place} is damaged: it does not end with a newline; remove that line to go on without it"
+            f"{place} is damaged: it does not end with a newline; remove that line to go on"
+            " without it"
         )
     return _CHECK.search(tail) is not None
 

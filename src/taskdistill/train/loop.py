@@ -56,13 +56,9 @@ def run_phase(
 ) -> None:
     """Train one phase from its last checkpoint, or from the start, to its end.
 
-    Args:
-        model: The model; the parameters in `phase.trained` are changed.
-        folder: Where the phase's checkpoints are kept.
-
-    Raises:
-        Interrupted: If a stop was asked for; the state is saved.
-        WorkFailed: If losses or gradients stay non-finite.
+    `model`: the model; the parameters in `phase.trained` are changed. `folder`: where the phase's
+    checkpoints are kept. Raises Interrupted if a stop was asked for; the state is saved. Raises
+    WorkFailed if losses or gradients stay non-finite.
     """
     settings, everything = phase.settings, phase.trained | phase.moving_heads()
     for parameter in model.parameters():
@@ -112,8 +108,9 @@ def run_phase(
         ]
         if ctx.processes.any_rank(bool(broken)):
             raise WorkFailed(
-                f"{phase.name}: {next(iter(broken), 'a weight of another process')} is not finite after step {step}, so this state is not saved; the last checkpoint is that of step "
-                f"{last_good}: lower {phase.name}.lr ({settings.lr})"
+                f"{phase.name}: {next(iter(broken), 'a weight of another process')} is not finite"
+                f" after step {step}, so this state is not saved; the last checkpoint is that of"
+                f" step {last_good}: lower {phase.name}.lr ({settings.lr})"
             )
         if is_main or sharded:
             start = time.monotonic()
@@ -149,7 +146,8 @@ def run_phase(
             if ctx.processes.any_rank(ctx.should_stop()):
                 save()
                 raise Interrupted(
-                    f"stopped before step {step} of {phase.name}; everything is saved, run the same command again to continue"
+                    f"stopped before step {step} of {phase.name}; everything is saved, run the same"
+                    " command again to continue"
                 )
             record = _one_step(phase, model, optimiser, everything, targets, ctx, step, budget)
             bad = bad + 1 if record["skipped"] else 0
@@ -157,9 +155,10 @@ def run_phase(
             ctx.on_step(record | {"steps": settings.steps})
             if bad > settings.max_bad_steps:
                 raise WorkFailed(
-                    f"{phase.name}: loss or gradient was not finite {bad} times in a row, the last at step {step} (rows {record['rows']} of "
-                    f"{record['dataset']}); the last checkpoint is that of step {last_good}: lower {phase.name}.lr ({settings.lr}) or look at "
-                    f"those rows"
+                    f"{phase.name}: loss or gradient was not finite {bad} times in a row, the last"
+                    f" at step {step} (rows {record['rows']} of {record['dataset']}); the last"
+                    f" checkpoint is that of step {last_good}: lower {phase.name}.lr"
+                    f" ({settings.lr}) or look at those rows"
                 )
             step += 1
             if step == phase.snapshot_at and is_main:
@@ -178,7 +177,8 @@ def run_phase(
             "" if best.step else ", those before the first update, for no later ones scored higher"
         )
         ctx.note(
-            f"{phase.name}: the weights of step {best.step:,} are kept{why}: {best.metric} {best.score:.4f}"
+            f"{phase.name}: the weights of step {best.step:,} are kept{why}: {best.metric}"
+            f" {best.score:.4f}"
         )
     if is_main and (course := read_course(ctx.log, phase.name, step)) is not None:
         ctx.log.write({"phase": phase.name, "course": course.as_dict()})
@@ -272,7 +272,8 @@ def _one_step(
                 clear_rows(moved, rows)
         norm = gradient_norm(everything)
         factor = rate_factor(phase.settings, step)
-        # Every process computes both numbers for itself; a difference in the last bits must not let one of them skip alone.
+        # Every process computes both numbers for itself; a difference in the last bits must not let
+        # one of them skip alone.
         skipped = ctx.processes.any_rank(not (math.isfinite(total) and math.isfinite(norm)))
         if not skipped:
             _update(phase, optimiser, everything, norm, step, ctx)
@@ -321,8 +322,11 @@ def _update(
             optimiser.step()
             phase.heads.hold_temperature()
     except OutOfMemory:
-        # Some weights may have been updated and others not, so this state is not gone on with; no smaller pass would help either.
+        # Some weights may have been updated and others not, so this state is not gone on with; no
+        # smaller pass would help either.
         raise WorkFailed(
-            f"{phase.name}: memory ran out while the optimiser updated the weights, which needs two numbers a weight beside weight and gradient; "
-            f"give the process more memory, or several processes with {phase.name}.shard: full where {phase.name} has it. The last checkpoint is good"
+            f"{phase.name}: memory ran out while the optimiser updated the weights, which needs two"
+            " numbers a weight beside weight and gradient; give the process more memory, or"
+            f" several processes with {phase.name}.shard: full where {phase.name} has it. The last"
+            " checkpoint is good"
         ) from None

@@ -36,8 +36,7 @@ LAYERS = "hidden"
 def check_options(where: str, settings: PhaseConfig, weights: Mapping[str, float]) -> None:
     """Refuse settings of terms that have no weight, and ramps that move none.
 
-    Raises:
-        BadInput: Naming the setting.
+    Raises BadInput naming the setting.
     """
     for name in settings.weight_schedule:
         if name not in weights:
@@ -85,18 +84,14 @@ def _check_sharpen(
         raise BadInput(
             f"{name}.sharpen: rows have at most {max_negatives} hard negatives here; hardness "
             "needs 1 a row and mixed_negatives 2: mine some with "
-            f"`taskdistill mine`, or remove the setting"
+            "`taskdistill mine`, or remove the setting"
         )
 
 
 def check_adapter(
     where: str, settings: AdapterConfig, used: Sequence[Dataset], weights: Mapping[str, float]
 ) -> None:
-    """Refuse what has no effect on an adapter.
-
-    Raises:
-        BadInput: Naming the setting.
-    """
+    """Refuse what has no effect on an adapter. Raises BadInput naming the setting."""
     check_options(where, settings, weights)
     _check_sharpen(where, settings, used, weights)
 
@@ -104,8 +99,7 @@ def check_adapter(
 def check_stage1(where: str, settings: Stage1Config, used: Sequence[Dataset]) -> None:
     """Refuse what has no effect on a phase that trains the base.
 
-    Raises:
-        BadInput: Naming the setting or term.
+    Raises BadInput naming the setting or term.
     """
     requested = stage1_weights(where, settings.weights)
     check_options(where, settings, requested)
@@ -132,22 +126,20 @@ def check_stage1(where: str, settings: Stage1Config, used: Sequence[Dataset]) ->
 def refuse_layers(where: str, names: Collection[str]) -> None:
     """Refuse the one loss of the menu that stored vectors cannot feed.
 
-    Raises:
-        BadInput: If it is among them.
+    Raises BadInput if it is among them.
     """
     if LAYERS in names:
         raise BadInput(
-            f"{where}.weights names {LAYERS!r}, which compares layers of student and teacher; the "
-            "teacher store holds final vectors only. "
-            f"Take rkd_distance or similarity, or `losses.terms.embedding.hidden_distance` in a loop of your own"
+            f"{where}.weights names {LAYERS!r}, which compares layers of student and teacher; the"
+            " teacher store holds final vectors only. Take rkd_distance or similarity, or"
+            " `losses.terms.embedding.hidden_distance` in a loop of your own"
         )
 
 
 def stage1_weights(name: str, weights: Mapping[str, float]) -> dict[str, float]:
     """Check the loss weights of a phase that trains the base.
 
-    Raises:
-        BadInput: If a term does not exist, or all are off.
+    Raises BadInput if a term does not exist, or all are off.
     """
     refuse_layers(name, weights)
     for term in weights:
@@ -177,9 +169,7 @@ def needs_projection(terms: Collection[str]) -> bool:
 def weight_at(weights: Mapping[str, float], settings: PhaseConfig, step: int) -> dict[str, float]:
     """Return the weights of one step.
 
-    Args:
-        settings: The phase; its ramps multiply weights.
-        step: Step of the phase, from 0.
+    `settings`: the phase; its ramps multiply weights. `step`: step of the phase, from 0.
     """
     result = dict(weights)
     for name in weights.keys() & settings.weight_schedule.keys():
@@ -226,14 +216,10 @@ def teacher_terms(
 ) -> dict[str, Tensor]:
     """Take every named term against the teacher that the batch allows, over every prefix.
 
-    Args:
-        teacher: The teacher's vectors of `TrainBatch.distilled`, `(n, T)`; of several teachers side
-            by side, not a number where one has none.
-        widths: Size of each teacher's vectors, where there are several: a term is then its mean
-            over the teachers that know the texts.
-
-    Returns:
-        Name to scalar; `list_kl` only for pairs.
+    `teacher`: the teacher's vectors of `TrainBatch.distilled`, `(n, T)`; of several teachers side
+    by side, not a number where one has none. `widths`: size of each teacher's vectors, where there
+    are several: a term is then its mean over the teachers that know the texts. Returns name to
+    scalar; `list_kl` only for pairs.
     """
     parts = _teacher_parts(teacher, widths)
     terms: dict[str, Tensor] = {}
@@ -346,10 +332,8 @@ def sharpened(
 ) -> Tensor:
     """Take InfoNCE of pairs with focal and hardness weights and mixed negatives.
 
-    Args:
-        queries: Unit rows, `(B, D)`.
-        documents: Unit rows, `(B + H, D)`: positives of the batch, then hard negatives.
-        prepared: The batch: whose hard negatives they are, and its step.
+    `queries`: unit rows, `(B, D)`. `documents`: unit rows, `(B + H, D)`: positives of the batch,
+    then hard negatives. `prepared`: the batch: whose hard negatives they are, and its step.
     """
     count, hard, mixed = len(queries), None, None
     if prepared.negative_owner is not None and len(prepared.negative_owner):

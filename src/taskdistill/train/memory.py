@@ -14,7 +14,9 @@ SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "Cannot 
 
 
 class OutOfMemory(WorkFailed):
-    """Work did not fit into memory, here or on another process; what can be done in smaller parts is tried again."""
+    """Work did not fit into memory, here or on another process; what can be done in smaller parts
+    is tried again.
+    """
 
     def __init__(self) -> None:
         super().__init__(
@@ -25,8 +27,8 @@ class OutOfMemory(WorkFailed):
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory ran out.
 
-    Returns:
-        True for Python's and torch's own errors, and for the RuntimeError of torch's CPU allocator.
+    Returns True for Python's and torch's own errors, and for the RuntimeError of torch's CPU
+    allocator.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True

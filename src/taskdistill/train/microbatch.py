@@ -12,7 +12,9 @@ PIECE_TOKENS = 192
 
 
 TOGETHER = 2
-"""Workers that a batch is always cut for; one is treated as two, and more share its micro-batches or parts of them (`spread`)."""
+"""Workers that a batch is always cut for; one is treated as two, and more share its micro-batches
+or parts of them (`spread`).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +32,13 @@ class MicroBatch:
 
 
 def micro_batches(lengths: np.ndarray, budget: int, workers: int) -> list[np.ndarray]:
-    """Cut a batch into micro-batches of nearly equal token counts, as many as keep every worker busy.
+    """Cut a batch into micro-batches of nearly equal token counts, as many as keep every worker
+    busy.
 
-    Args:
-        lengths: Tokens of each text, `(n,)`.
-        budget: Most tokens of a micro-batch; a single longer text is one of its own.
-        workers: Threads of all processes together. One is treated as two, so that both cut alike.
-
-    Returns:
-        Places of the texts of each micro-batch, each in the order of `pack`: shortest texts first.
+    `lengths`: tokens of each text, `(n,)`. `budget`: most tokens of a micro-batch; a single longer
+    text is one of its own. `workers`: threads of all processes together. One is treated as two, so
+    that both cut alike. Returns places of the texts of each micro-batch, each in the order of
+    `pack`: shortest texts first.
     """
     order = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(lengths[order])
@@ -59,15 +59,11 @@ def micro_batches(lengths: np.ndarray, budget: int, workers: int) -> list[np.nda
 def spread(batches: Sequence[np.ndarray], lengths: np.ndarray, workers: int) -> int:
     """Say how often micro-batches are halved so that many workers are busy.
 
-    Micro-batches are cut as for two workers whatever their number, because dropout masks are drawn for whole
-    micro-batches: so the numbers of a step do not depend on how many threads and processes work on it.
-
-    Args:
-        batches: What `micro_batches` returned for two workers.
-        lengths: Tokens of each text, `(n,)`.
-
-    Returns:
-        The fewest halvings that come within a tenth of the shortest time, in pieces of at least `PIECE_TOKENS`.
+    Micro-batches are cut as for two workers whatever their number, because dropout masks are drawn
+    for whole micro-batches: so the numbers of a step do not depend on how many threads and
+    processes work on it. `batches`: what `micro_batches` returned for two workers. `lengths`:
+    tokens of each text, `(n,)`. Returns the fewest halvings that come within a tenth of the
+    shortest time, in pieces of at least `PIECE_TOKENS`.
     """
     if workers <= TOGETHER or not batches:
         return 0
@@ -86,12 +82,8 @@ def split(
 ) -> list[MicroBatch]:
     """Halve micro-batches some times, between texts.
 
-    Args:
-        lengths: Tokens of each text, `(n,)`.
-        halvings: How often; 0 leaves each micro-batch whole.
-
-    Returns:
-        The pieces, micro-batch by micro-batch, each in stream order; a single text stays whole.
+    `lengths`: tokens of each text, `(n,)`. `halvings`: how often; 0 leaves each micro-batch whole.
+    Returns the pieces, micro-batch by micro-batch, each in stream order; a single text stays whole.
     """
     micro_batches_made = []
     for number in numbers:

@@ -90,8 +90,7 @@ class Targets:
 def weights_for(task: Task, weights: Mapping[str, float]) -> dict[str, float]:
     """Complete a recipe's loss weights with the paper's.
 
-    Raises:
-        BadInput: If a term is not one of the task's.
+    Raises BadInput if a term is not one of the task's.
     """
     refuse_layers(f"adapters.{task.value}", weights)
     known = task_terms(task)
@@ -116,8 +115,7 @@ def distill(
 ) -> Tensor:
     """Embedding distillation over every prefix, each through its slice of the projection.
 
-    Args:
-        reduction: `mean` over the texts or `sum`.
+    `reduction`: `mean` over the texts or `sum`.
     """
     assert targets.teacher is not None
     chosen = vectors[to_device(prepared.compared(), vectors.device)]
@@ -243,8 +241,7 @@ def relational(
 ) -> Tensor:
     """Hold the distances among the texts of a batch to those of the base without adapter (5.4).
 
-    Args:
-        places: Which texts, and how often; None for each once.
+    `places`: which texts, and how often; None for each once.
     """
     assert targets.base is not None
     student, base = (
@@ -348,9 +345,10 @@ def adapter_objective(
                 if "distill" in requested
                 else {}
             )
-            return terms | compared(
-                vectors, prepared, targets, heads, dims, settings, requested
-            ), 0.0
+            return (
+                terms | compared(vectors, prepared, targets, heads, dims, settings, requested),
+                0.0,
+            )
         if prepared.scores is not None:
             return graded(vectors, prepared, targets, dims, settings, requested), 0.0
         return pairs(vectors, prepared, targets, heads, dims, settings, requested)

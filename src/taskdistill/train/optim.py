@@ -16,7 +16,9 @@ from taskdistill.train.fsdp import all_reduce_scalar, local_tensor
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSchedule:
-    """Where the heads (projection, temperature) are trained otherwise than the model; None takes the phase's value."""
+    """Where the heads (projection, temperature) are trained otherwise than the model; None takes
+    the phase's value.
+    """
 
     lr: float | None = None
     """Peak learning rate."""
@@ -34,12 +36,9 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Build AdamW with weight decay on matrices only.
 
-    Args:
-        schedule: Of the heads; None for the phase's.
-        undecayed: Matrices of the model without weight decay.
-
-    Returns:
-        The optimiser; each group keeps its peak rate as `peak` and its warm-up share as `warmup`.
+    `schedule`: of the heads; None for the phase's. `undecayed`: matrices of the model without
+    weight decay. Returns the optimiser; each group keeps its peak rate as `peak` and its warm-up
+    share as `warmup`.
     """
     head_schedule = schedule or HeadSchedule()
     decay = phase.weight_decay if head_schedule.weight_decay is None else head_schedule.weight_decay
@@ -69,11 +68,7 @@ def make_optimizer(
 def rate_factor(phase: PhaseConfig, step: int, warmup: float | None = None) -> float:
     """Return the share of the peak learning rate at a step.
 
-    Args:
-        warmup: Share of the steps that warms up; None for the phase's.
-
-    Returns:
-        Between 0 and 1.
+    `warmup`: share of the steps that warms up; None for the phase's. Returns between 0 and 1.
     """
     warm = round((phase.warmup if warmup is None else warmup) * phase.steps)
     if step < warm:

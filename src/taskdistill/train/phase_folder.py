@@ -1,4 +1,6 @@
-"""A finished phase on disk: what it trained, read again only with the settings and data that made it."""
+"""A finished phase on disk: what it trained, read again only with the settings and data that made
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,7 @@ KIND = "phase"
 
 
 def save_phase(folder: Path, phase: Phase, meta: Mapping[str, Any]) -> None:
-    """Write what a finished phase trained.
-
-    Args:
-        meta: What must match when it is read again.
-    """
+    """Write what a finished phase trained. `meta`: what must match when it is read again."""
     with write_folder(folder, KIND, meta={**meta, "phase": phase.name}, replace=True) as beside:
         tensors = {
             name: p.detach().cpu().contiguous()
@@ -34,12 +32,8 @@ def save_phase(folder: Path, phase: Phase, meta: Mapping[str, Any]) -> None:
 def load_phase(folder: Path, phase: Phase, meta: Mapping[str, Any]) -> bool:
     """Put a finished phase's weights back, if it was finished.
 
-    Args:
-        folder: Where it would be.
-        phase: The phase; its parameters are overwritten.
-
-    Raises:
-        BadInput: If the folder is damaged or was made with other settings or data.
+    `folder`: where it would be. `phase`: the phase; its parameters are overwritten. Raises BadInput
+    if the folder is damaged or was made with other settings or data.
     """
     if not restore(folder):
         return False
@@ -51,13 +45,15 @@ def load_phase(folder: Path, phase: Phase, meta: Mapping[str, Any]) -> bool:
     )
     if different := sorted(tensors.keys() ^ requested.keys()):
         raise BadInput(
-            f"{folder} holds other weights than {phase.name} trains: {different[:3]}; delete this folder to train the phase again"
+            f"{folder} holds other weights than {phase.name} trains: {different[:3]}; delete this"
+            " folder to train the phase again"
         )
     with torch.no_grad():
         for name, parameter in requested.items():
             if tensors[name].shape != parameter.shape:
                 raise BadInput(
-                    f"{folder}: {name} has shape {tuple(tensors[name].shape)}, {phase.name} needs {tuple(parameter.shape)}"
+                    f"{folder}: {name} has shape {tuple(tensors[name].shape)}, {phase.name} needs"
+                    f" {tuple(parameter.shape)}"
                 )
             parameter.copy_(tensors[name])
     return True

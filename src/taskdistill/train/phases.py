@@ -82,16 +82,15 @@ def make_plan(
 ) -> BatchPlan:
     """Decide which rows every step of a recipe's phase sees.
 
-    Raises:
-        BadInput: If a source's rows are of a kind that the task cannot use, or the recipe gives no
-            weight to any of their terms.
+    Raises BadInput if a source's rows are of a kind that the task cannot use, or the recipe gives
+    no weight to any of their terms.
     """
     for dataset in (datasets[source] for source, weight in settings.sources.items() if weight > 0):
         if dataset.teacher_reads is TeacherSide.NEITHER and not _learns_scores(recipe, name):
             raise BadInput(
                 f"{name}: the teacher reads neither text of source {dataset.name!r}, and {name} "
                 "learns from its vectors alone; "
-                f"leave the source out, or give the scores a weight (static.weights.cosent)"
+                "leave the source out, or give the scores a weight (static.weights.cosent)"
             )
     return plan_phase(recipe.seed, name, settings, datasets)
 
@@ -101,12 +100,8 @@ def plan_phase(
 ) -> BatchPlan:
     """Decide which rows every step of a phase sees.
 
-    Args:
-        seed: Of the order of rows.
-
-    Raises:
-        BadInput: If a source's rows are of a kind that the task cannot use, or no term of theirs
-            has a weight.
+    `seed`: of the order of rows. Raises BadInput if a source's rows are of a kind that the task
+    cannot use, or no term of theirs has a weight.
     """
     task = phase_task(name)
     used = [datasets[source] for source, weight in settings.sources.items() if weight > 0]
@@ -199,11 +194,8 @@ def teacher_needs(
 ) -> dict[View, list[str]]:
     """List the texts that a phase will compare with the teacher: exactly those that its steps draw.
 
-    Args:
-        sources: Count only the batches of these sources; None counts all.
-
-    Returns:
-        View to distinct texts, in the order of first use.
+    `sources`: count only the batches of these sources; None counts all. Returns view to distinct
+    texts, in the order of first use.
     """
     if not distils(name, settings):
         return {}
@@ -224,9 +216,8 @@ def learned_texts(
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """List the texts that a phase learns from the teacher, and those that it learns otherwise.
 
-    Returns:
-        Distinct (text, text that the teacher reads for it), in the order of first use; and the
-        distinct other texts.
+    Returns distinct (text, text that the teacher reads for it), in the order of first use; and the
+    distinct other texts.
     """
     collate_batch, read, others = (
         collator(name, settings),
@@ -351,8 +342,7 @@ def build_adapter(
 ) -> tuple[Phase, LoraConfig]:
     """Attach a fresh adapter and describe its training.
 
-    Args:
-        adapter: Name of the adapter; None for that of the task.
+    `adapter`: name of the adapter; None for that of the task.
     """
     named = adapter or task.value
     config = lora_config(
@@ -389,9 +379,11 @@ def build_adapter(
         stores=stores,
         needs_base="relational" in weights,
         needs_similarities=settings.false_negative_margin is not None,
-        snapshot_at=None
-        if settings.average is None
-        else max(1, round(settings.average.earlier * settings.steps)),
+        snapshot_at=(
+            None
+            if settings.average is None
+            else max(1, round(settings.average.earlier * settings.steps))
+        ),
         train_projection=settings.train_projection,
     )
     return phase, config

@@ -33,11 +33,7 @@ def _is_ours(file: BinaryIO) -> bool:
 def check_profile(folder: Path, names: Sequence[str]) -> None:
     """Refuse to write traces in the place of somebody's files.
 
-    Args:
-        folder: Where they will be written.
-
-    Raises:
-        BadInput: If something else is there.
+    `folder`: where they will be written. Raises BadInput if something else is there.
     """
     for name in names:
         check_output(folder / f"{name}.json.gz", _is_ours)
@@ -48,9 +44,8 @@ def check_profile(folder: Path, names: Sequence[str]) -> None:
 def profiled(folder: Path | None, name: str, steps: int) -> Iterator[Callable[[], None]]:
     """Trace a few steps of all threads.
 
-    Args:
-        folder: Where `<name>.json.gz` (for chrome://tracing or Perfetto) and `<name>.txt` (operators by their own time) are
-            written; None traces nothing.
+    `folder`: where `<name>.json.gz` (for chrome://tracing or Perfetto) and `<name>.txt` (operators
+    by their own time) are written; None traces nothing.
     """
     if folder is None or steps < 1:
         yield lambda: None

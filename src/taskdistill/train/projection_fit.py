@@ -54,18 +54,11 @@ def fit_projection(
 
     Prefixes share the columns of one W (section 5.5, option 2), so the fit is joint: every text
     counts once for each prefix size. Each teacher of several is fitted on the texts that it has a
-    vector for.
-
-    Args:
-        student: Vectors of the untrained student, `(n, D)`, any length.
-        teacher: The teachers' vectors of the same texts side by side, `(n, T)`; a part that is not
-            a number is missing.
-        widths: Size of each teacher's vectors; their sum is T.
-        method: `least_squares` with a ridge chosen on held-out texts, or `rotation`: orthonormal
-            rows or columns, no bias (Procrustes).
-
-    Returns:
-        The map. A teacher that knows fewer than two of the texts gets zero rows.
+    vector for. `student`: vectors of the untrained student, `(n, D)`, any length. `teacher`: the
+    teachers' vectors of the same texts side by side, `(n, T)`; a part that is not a number is
+    missing. `widths`: size of each teacher's vectors; their sum is T. `method`: `least_squares`
+    with a ridge chosen on held-out texts, or `rotation`: orthonormal rows or columns, no bias
+    (Procrustes). Returns the map. A teacher that knows fewer than two of the texts gets zero rows.
     """
     parts = [
         _fit_one(student, part, dims, method)

@@ -1,4 +1,6 @@
-"""A batch that several threads and processes embed: how it is cut, how its vectors come together, what a lack of memory does."""
+"""A batch that several threads and processes embed: how it is cut, how its vectors come together,
+what a lack of memory does.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ class SharedBatch:
             (len(row) for row in self.ids), dtype=np.int64, count=len(self.ids)
         )
         self.batches = micro_batches(self.lengths, self.micro_batch_tokens, TOGETHER)
-        # Families that cannot be packed draw dropout masks for each run of texts of equal length, which must then
+        # Families that cannot be packed draw dropout masks for each run of texts of equal length,
+        # which must then
         # stay whole.
         divisible = self.spreads and (self.model.packs or not self.model.tasks)
         self.further = (
@@ -67,8 +70,8 @@ class SharedBatch:
     def pieces(self) -> list[list[MicroBatch]]:
         """Cut the batch as it is cut now, smaller after memory ran out.
 
-        Returns:
-            The pieces of every process: those of process r of n are every n-th from r on. The same on every process.
+        Returns the pieces of every process: those of process r of n are every n-th from r on. The
+        same on every process.
         """
         every = split(
             self.batches,
@@ -88,8 +91,7 @@ class SharedBatch:
     def prepare(self, local: Sequence[Tensor], every: Sequence[Sequence[MicroBatch]]) -> Gathering:
         """Join this process's vectors, and allocate what collecting those of all takes.
 
-        Returns:
-            To be given to `gather`.
+        Returns to be given to `gather`.
         """
         weight = next(self.model.parameters())
         empty = torch.zeros(0, self.model.embedding_dim, dtype=weight.dtype, device=weight.device)
@@ -99,8 +101,7 @@ class SharedBatch:
     def gather(self, held: Gathering) -> None:
         """Collect the vectors of all processes.
 
-        Args:
-            held: What `prepare` returned; its room is filled.
+        `held`: what `prepare` returned; its room is filled.
         """
         if held.room is not None:
             self.processes.fill(held.room)
@@ -108,8 +109,7 @@ class SharedBatch:
     def ordered(self, held: Gathering, every: Sequence[Sequence[MicroBatch]]) -> Tensor:
         """Put the vectors of all processes in the order of the batch.
 
-        Returns:
-            `(texts, D)`, the same on every process.
+        Returns `(texts, D)`, the same on every process.
         """
         joined = held.own if held.room is None else self.processes.cut(held.room, _counts(every))
         order = torch.from_numpy(
@@ -118,13 +118,11 @@ class SharedBatch:
         return torch.empty_like(joined).index_copy_(0, order, joined)
 
     def until_it_fits(self, run: Callable[[], Result]) -> Result:
-        """Run something; where memory runs out on any process, run it again in smaller pieces on all of them.
+        """Run something; where memory runs out on any process, run it again in smaller pieces on
+        all of them.
 
-        Args:
-            run: Raises OutOfMemory on every process or on none, and can be run again then.
-
-        Raises:
-            WorkFailed: If a single text, or the loss by itself, does not fit.
+        `run`: raises OutOfMemory on every process or on none, and can be run again then. Raises
+        WorkFailed if a single text, or the loss by itself, does not fit.
         """
         in_loss = 0
         while True:
@@ -137,15 +135,17 @@ class SharedBatch:
                 start_again(self.model)
             if in_loss > 1:
                 raise WorkFailed(
-                    f"the loss of a batch of {len(self.ids)} texts does not fit into memory, even with no graph of a pass beside it; lower "
-                    f"batch_size, or give the process more memory"
+                    f"the loss of a batch of {len(self.ids)} texts does not fit into memory, even"
+                    " with no graph of a pass beside it; lower batch_size, or give the process"
+                    " more memory"
                 )
             if all(
                 len(piece.rows) == 1 for rank_batches in self.pieces() for piece in rank_batches
             ):
                 raise WorkFailed(
-                    f"a step does not fit into memory even text by text (the longest of its {len(self.ids)} texts has {self.lengths.max()} tokens); "
-                    f"lower max_length or batch_size, or give the process more memory"
+                    "a step does not fit into memory even text by text (the longest of its"
+                    f" {len(self.ids)} texts has {self.lengths.max()} tokens); lower max_length or"
+                    " batch_size, or give the process more memory"
                 )
             self.threads.halvings += 1
 

@@ -31,8 +31,8 @@ TEXTS_AT_ONCE = 20_000
 def token_texts(tokenizer: TextTokenizer) -> list[str]:
     """Write every entry of the vocabulary as a text that a teacher can read.
 
-    Returns:
-        One text an id; pieces that stand for no text of their own are written as their bare name.
+    Returns one text an id; pieces that stand for no text of their own are written as their bare
+    name.
     """
     texts = []
     for number in range(len(tokenizer)):
@@ -57,14 +57,10 @@ def start_table(
 ) -> StaticModel:
     """Start the table from the teacher's vectors of the tokens, scaled by their rarity.
 
-    Args:
-        tokenizer: The student's tokenizer, adding no special tokens.
-        sample: Texts from which the share of each token is counted.
-        only: Ids of the tokens to embed; the others start at zero. None embeds the whole
-            vocabulary.
-
-    Raises:
-        WorkFailed: If the teacher gave no vector for some token.
+    `tokenizer`: the student's tokenizer, adding no special tokens. `sample`: texts from which the
+    share of each token is counted. `only`: ids of the tokens to embed; the others start at zero.
+    None embeds the whole vocabulary. Raises WorkFailed if the teacher gave no vector for some
+    token.
     """
     every = token_texts(tokenizer)
     texts = every if only is None else [every[i] for i in only]
@@ -102,13 +98,10 @@ def start_from_texts(
 
     A token's vector is the mean of its texts' teacher vectors about the mean of all, drawn towards
     zero where it occurs seldom, plus a random direction, so that tokens of the same texts differ.
-    It is scaled by how rare the token is, as in `start_table`.
-
-    Args:
-        tokenizer: The student's tokenizer, adding no special tokens.
-        store: Store of raw texts, which holds a vector for every text that the teacher read.
-        read: A text of the student, and the text that the teacher read for it.
-        counted: Further texts from which only the share of each token is counted.
+    It is scaled by how rare the token is, as in `start_table`. `tokenizer`: the student's
+    tokenizer, adding no special tokens. `store`: store of raw texts, which holds a vector for every
+    text that the teacher read. `read`: a text of the student, and the text that the teacher read
+    for it. `counted`: further texts from which only the share of each token is counted.
     """
     pairs = list(dict.fromkeys(read))
     numbers = {

@@ -36,10 +36,8 @@ class TargetLookup:
     ) -> None:
         """Remember where they come from.
 
-        Args:
-            model: For the vectors without adapter.
-            ctx: For tokenizer, prompts, and the device that signals are put on.
-            micro_batch_tokens: Tokens of a pass without adapter.
+        `model`: for the vectors without adapter. `ctx`: for tokenizer, prompts, and the device that
+        signals are put on. `micro_batch_tokens`: tokens of a pass without adapter.
         """
         self.phase, self.model, self.ctx = phase, model, ctx
         self.micro_batch_tokens = micro_batch_tokens
@@ -47,8 +45,7 @@ class TargetLookup:
     def ids(self, prepared: TrainBatch) -> list[np.ndarray]:
         """Tokenise a batch; several processes share the work.
 
-        Returns:
-            Token ids of each of its texts, behind the prompt of its role.
+        Returns token ids of each of its texts, behind the prompt of its role.
         """
         processes, count = self.ctx.processes, len(prepared.texts)
         local_ids = self._tokenised(prepared, range(processes.rank, count, processes.size))
@@ -122,9 +119,8 @@ class TargetLookup:
 def teacher_vectors(phase: Phase, prepared: TrainBatch) -> Tensor:
     """Look up the teachers' vectors of a batch.
 
-    Returns:
-        `(n, T)`, in the order of `prepared.distilled`; of several teachers side by side, not a
-        number where one has none.
+    Returns `(n, T)`, in the order of `prepared.distilled`; of several teachers side by side, not a
+    number where one has none.
     """
     texts, every = prepared.teacher_texts(), [phase.stores, *phase.further]
     if len(every) == 1:

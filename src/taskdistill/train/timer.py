@@ -1,4 +1,6 @@
-"""Seconds of each part of a step, on a CPU by the monotonic clock and on a GPU by its own events."""
+"""Seconds of each part of a step, on a CPU by the monotonic clock and on a GPU by its own
+events.
+"""
 
 from __future__ import annotations
 
@@ -22,31 +24,23 @@ class Timer:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Count what the block takes.
-
-        Args:
-            part: Where to count it.
-        """
+        """Count what the block takes. `part`: where to count it."""
         start = time.monotonic()
         yield
         self.add(part, time.monotonic() - start)
 
     def add(self, part: str, seconds: float) -> None:
-        """Count seconds.
-
-        Args:
-            part: Where to count them.
-        """
+        """Count seconds. `part`: where to count them."""
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
     @contextmanager
     def shared(
         self, marks: Sequence[tuple[str, Moment, Moment]], device: torch.device
     ) -> Iterator[None]:
-        """Divide the seconds of a block among parts that several threads worked on at once, by what the threads spent on each.
+        """Divide the seconds of a block among parts that several threads worked on at once, by what
+        the threads spent on each.
 
-        Args:
-            marks: Part, beginning and end of every piece of work; filled by the block.
+        `marks`: part, beginning and end of every piece of work; filled by the block.
         """
         start = time.monotonic()
         yield
@@ -62,11 +56,7 @@ class Timer:
 def moment(device: torch.device) -> Moment:
     """Mark a moment in this thread's work.
 
-    Args:
-        device: Where the work is done.
-
-    Returns:
-        To be given to `between`.
+    `device`: where the work is done. Returns to be given to `between`.
     """
     if device.type != "cuda":
         return time.perf_counter()
@@ -84,9 +74,5 @@ def between(first: Moment, second: Moment) -> float:
 
 
 def settle(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given.
-
-    Args:
-        device: A CPU needs no waiting.
-    """
+    """Wait until an accelerator has done what it was given. `device`: a CPU needs no waiting."""
     synchronize(device)

@@ -1,7 +1,7 @@
 """Scores while a phase trains, given by a callback, and the weights that scored best.
 
-Training never evaluates by itself: it asks the callback after every so many steps, always behind a checkpoint, so that the
-scores of a continued run are those of an undisturbed one.
+Training never evaluates by itself: it asks the callback after every so many steps, always behind a
+checkpoint, so that the scores of a continued run are those of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Validation:
     """What is scored while a phase trains."""
 
     every: int
-    """Steps between two evaluations; the state before the first update and the last one are always scored."""
+    """Steps between two evaluations; the state before the first update and the last one are always
+    scored.
+    """
     score: ScoreNow
     keep: str | None = None
     """Metric whose best weights end the phase; None only logs."""
@@ -50,8 +52,7 @@ class Validation:
     def due(self, step: int, steps: int) -> bool:
         """Say whether the model is scored after some updates.
 
-        Returns:
-            True before the first update, at every multiple of `every`, and at the end.
+        Returns True before the first update, at every multiple of `every`, and at the end.
         """
         return step % self.every == 0 or step == steps
 
@@ -89,11 +90,8 @@ def evaluate_now(
 ) -> dict[str, float]:
     """Score the model, keep its weights if they are the best so far, and log both.
 
-    Args:
-        meta: What must be the same when the weights are read again.
-
-    Raises:
-        BadInput: If `keep` names no metric that was scored.
+    `meta`: what must be the same when the weights are read again. Raises BadInput if `keep` names
+    no metric that was scored.
     """
     start = time.monotonic()
     scores = {name: float(value) for name, value in during.score().items()}
@@ -102,7 +100,8 @@ def evaluate_now(
     if during.keep is not None:
         if during.keep not in scores:
             raise BadInput(
-                f"evaluation.during.keep is {during.keep!r}, but {phase} scores only {', '.join(scores)}"
+                f"evaluation.during.keep is {during.keep!r}, but {phase} scores only"
+                f" {', '.join(scores)}"
             )
         before = best_so_far(checkpoints, meta)
         record["best"] = before is None or before.step >= step or scores[during.keep] > before.score
@@ -129,14 +128,8 @@ class Best:
 def best_so_far(checkpoints: Path, meta: Mapping[str, Any]) -> Best | None:
     """Say which state has scored best.
 
-    Args:
-        meta: What must be the same as when it was kept.
-
-    Returns:
-        The state, or None where none of this run is kept.
-
-    Raises:
-        BadInput: If what is kept is damaged.
+    `meta`: what must be the same as when it was kept. Returns the state, or None where none of this
+    run is kept. Raises BadInput if what is kept is damaged.
     """
     folder = best_folder(checkpoints)
     if not restore(folder):
@@ -156,10 +149,10 @@ def _best(folder: Path, manifest: Mapping[str, Any]) -> Best:
 
 
 def drop_best_after(checkpoints: Path, step: int) -> str | None:
-    """Drop best weights of a step that is about to be run again; only a deleted checkpoint makes that happen.
+    """Drop best weights of a step that is about to be run again; only a deleted checkpoint makes
+    that happen.
 
-    Returns:
-        A note, or None if nothing had to go.
+    Returns a note, or None if nothing had to go.
     """
     folder = best_folder(checkpoints)
     if (
@@ -176,11 +169,8 @@ def load_best(
 ) -> Best:
     """Put the best weights in place of the last ones.
 
-    Args:
-        meta: What must be the same as when they were kept.
-
-    Raises:
-        BadInput: If the folder is missing or damaged, or of another run.
+    `meta`: what must be the same as when they were kept. Raises BadInput if the folder is missing
+    or damaged, or of another run.
     """
     folder = best_folder(checkpoints)
     manifest = open_folder(folder, KIND, f"delete it and {checkpoints} to train the phase again")

@@ -50,12 +50,8 @@ def learn_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
     words are one piece (the library's trainer of unigram models cuts many of them, docs/log.md). A
     text is then cut where the pieces' frequencies make it most probable, which needs fewer pieces
     than the merges in their order. In Chinese and Japanese runs of one script stand for words.
-
-    Returns:
-        A tokenizer that adds no special tokens; its unknown token is the first id.
-
-    Raises:
-        WorkFailed: If the texts have no characters to learn from.
+    Returns a tokenizer that adds no special tokens; its unknown token is the first id. Raises
+    WorkFailed if the texts have no characters to learn from.
     """
     joined = _without_special_tokens(Tokenizer(models.BPE(unk_token=UNKNOWN)))
     trainer = trainers.BpeTrainer(
@@ -96,10 +92,8 @@ def _without_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
 def with_special_tokens(learned: Tokenizer, old: TextTokenizer) -> Tokenizer:
     """Let a learned vocabulary begin and end texts with special tokens as `old` does.
 
-    Args:
-        learned: See `learn_vocabulary`; it is changed.
-        old: The tokenizer whose special tokens are taken over; a special token of the same name
-            stays where it is.
+    `learned`: see `learn_vocabulary`; it is changed. `old`: the tokenizer whose special tokens are
+    taken over; a special token of the same name stays where it is.
     """
     special = [
         token.content
@@ -134,8 +128,7 @@ def with_special_tokens(learned: Tokenizer, old: TextTokenizer) -> Tokenizer:
 def whole_words(tokenizer: TextTokenizer) -> list[str]:
     """List the words that a vocabulary has as one token.
 
-    Returns:
-        Distinct words of letters only, in lower case, in the order of their ids.
+    Returns distinct words of letters only, in lower case, in the order of their ids.
     """
     prefix = getattr(tokenizer.backend.model, "continuing_subword_prefix", None)
     result: dict[str, None] = {}
@@ -154,12 +147,9 @@ def whole_words(tokenizer: TextTokenizer) -> list[str]:
 def with_words(learned: Tokenizer, words: Sequence[str]) -> Tokenizer:
     """Add words to a learned vocabulary, each as probable as the piece joined last.
 
-    Args:
-        learned: See `learn_vocabulary`; it adds no special tokens yet.
-        words: In lower case; those that it has as one piece are left out.
-
-    Returns:
-        A new tokenizer, the words behind the learned pieces.
+    `learned`: see `learn_vocabulary`; it adds no special tokens yet. `words`: in lower case; those
+    that it has as one piece are left out. Returns a new tokenizer, the words behind the learned
+    pieces.
     """
     spec = json.loads(learned.to_str())
     pieces = spec["model"]["vocab"]
@@ -173,12 +163,8 @@ def learn_beside(
 ) -> TextTokenizer:
     """Learn a vocabulary that takes the place of another one.
 
-    Args:
-        size: Pieces that are learned, at most.
-        initial: The tokenizer whose special tokens are taken over.
-
-    Raises:
-        WorkFailed: See `learn_vocabulary`.
+    `size`: pieces that are learned, at most. `initial`: the tokenizer whose special tokens are
+    taken over. Raises WorkFailed see `learn_vocabulary`.
     """
     learned = learn_vocabulary(texts, size)
     return TextTokenizer(

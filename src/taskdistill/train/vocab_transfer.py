@@ -45,8 +45,7 @@ CHUNK = 20_000
 def read_pairs(plan: BatchPlan) -> list[tuple[str, str]]:
     """List every text of a phase's sources beside the text that the teacher reads for it.
 
-    Returns:
-        Distinct (text, text that the teacher reads), in the order of the rows.
+    Returns distinct (text, text that the teacher reads), in the order of the rows.
     """
     result: dict[tuple[str, str], None] = {}
     for dataset in plan.datasets:
@@ -76,16 +75,10 @@ def align(
     """Find which old pieces each new piece stands for, by IBM model 1.
 
     Every new piece of a text is explained by one old piece of the other text; which one is learned
-    by expectation and maximisation.
-
-    Args:
-        same: New piece to the old piece of the same spelling, which is `FAVOURED` times as probable
-            as others before the first round: names and numbers are seldom translated, and too rare
-            to be aligned by counts alone.
-
-    Returns:
-        `(new pieces, old pieces)`: the probability of each old piece given the new one; a piece
-        that occurs nowhere has an empty row.
+    by expectation and maximisation. `same`: new piece to the old piece of the same spelling, which
+    is `FAVOURED` times as probable as others before the first round: names and numbers are seldom
+    translated, and too rare to be aligned by counts alone. Returns `(new pieces, old pieces)`: the
+    probability of each old piece given the new one; a piece that occurs nowhere has an empty row.
     """
     new_ids, old_ids = [np.unique(ids) for ids in new], [np.unique(ids) for ids in old]
     piece, text, weight = _drawn(new_ids, sizes[0], seed)
@@ -143,13 +136,9 @@ def _drawn(
 def mixed_rows(chances: csr_matrix, table: Tensor, spelled: Sequence[np.ndarray]) -> Tensor:
     """Make the rows of the new pieces.
 
-    Args:
-        table: The old token table, `(old pieces, D)`.
-        spelled: Ids of each new piece's own letters in the old vocabulary, for pieces that were not
-            aligned.
-
-    Returns:
-        `(new pieces, D)`; the mean of the table for a piece that has neither.
+    `table`: the old token table, `(old pieces, D)`. `spelled`: ids of each new piece's own letters
+    in the old vocabulary, for pieces that were not aligned. Returns `(new pieces, D)`; the mean of
+    the table for a piece that has neither.
     """
     sharp = chances.copy()
     sharp.data = np.where(sharp.data < LEAST, 0, sharp.data**SHARPEN)
@@ -171,15 +160,11 @@ def transfer_embeddings(
 ) -> tuple[Tensor, Tensor]:
     """Make the token table of a new vocabulary out of the old one.
 
-    Args:
-        pairs: See `read_pairs`; texts that are read as they are say what the pieces of the initial
-            language stand for.
-        table: The old token table, `(old pieces, D)`.
-
-    Returns:
-        `(new pieces, D)`; and `(new pieces,)` of bool, which of them have exactly the old row of
-        the same spelling: special tokens, and pieces that are one old token and mean the same in
-        the pairs, or do not occur in them.
+    `pairs`: see `read_pairs`; texts that are read as they are say what the pieces of the initial
+    language stand for. `table`: the old token table, `(old pieces, D)`. Returns `(new pieces, D)`;
+    and `(new pieces,)` of bool, which of them have exactly the old row of the same spelling:
+    special tokens, and pieces that are one old token and mean the same in the pairs, or do not
+    occur in them.
     """
     pairs = _balanced(pairs, seed)
     new_ids, old_ids = (

@@ -19,14 +19,16 @@ Made = TypeVar("Made")
 
 
 class EmbeddingGradient:
-    """The gradient of a token table in one buffer, of which a step touches the rows of its batch alone.
+    """The gradient of a token table in one buffer, of which a step touches the rows of its batch
+    alone.
 
-    A table of 150,000 x 1,024 float32 numbers is 614 MB, and a batch looks up a small part of its rows. Clearing and
-    exchanging whole tables would cost more than the passes of a small step; so only rows are cleared and exchanged.
-    Which rows is never exchanged nor derived from what this process did: every process knows all token ids of the
-    batch, so all of them name the same rows, in the same order. Rows that only other processes looked up are
-    therefore cleared in the next step like any other. Nothing else may be written into the buffer outside these rows;
-    scaling it, as clipping does, leaves zeros zero.
+    A table of 150,000 x 1,024 float32 numbers is 614 MB, and a batch looks up a small part of its
+    rows. Clearing and exchanging whole tables would cost more than the passes of a small step; so
+    only rows are cleared and exchanged. Which rows is never exchanged nor derived from what this
+    process did: every process knows all token ids of the batch, so all of them name the same rows,
+    in the same order. Rows that only other processes looked up are therefore cleared in the next
+    step like any other. Nothing else may be written into the buffer outside these rows; scaling it,
+    as clipping does, leaves zeros zero.
     """
 
     def __init__(self) -> None:
@@ -39,13 +41,10 @@ class EmbeddingGradient:
     ) -> Tensor:
         """Add up the gradients of looked-up rows.
 
-        Args:
-            table: The table, `(vocabulary, D)`.
-            rows: Distinct rows that the whole batch looks up, `(n,)`, those of every process among them.
-            parts: Token ids `(tokens,)` with the gradients of their rows `(tokens, D)`; all ids are among `rows`.
-
-        Returns:
-            `(vocabulary, D)`; valid until the next call.
+        `table`: the table, `(vocabulary, D)`. `rows`: distinct rows that the whole batch looks up,
+        `(n,)`, those of every process among them. `parts`: token ids `(tokens,)` with the gradients
+        of their rows `(tokens, D)`; all ids are among `rows`. Returns `(vocabulary, D)`; valid
+        until the next call.
         """
         held, buffer = self._table() if self._table is not None else None, self._buffer
         if (
@@ -73,9 +72,8 @@ class GradientSums:
     def __init__(self, inner: int, table_trained: bool) -> None:
         """Begin with nothing.
 
-        Args:
-            inner: How many of the gradients are those of parameters beside the token table.
-            table_trained: Whether the last one is that of the looked-up rows of the token table.
+        `inner`: how many of the gradients are those of parameters beside the token table.
+        `table_trained`: whether the last one is that of the looked-up rows of the token table.
         """
         self._inner, self.table_trained = inner, table_trained
         self.inner: list[Tensor] = []
@@ -84,9 +82,8 @@ class GradientSums:
     def add(self, gradients: list[Tensor], ids: Tensor) -> None:
         """Add those of a piece.
 
-        Args:
-            gradients: They may be changed in place.
-            ids: Token ids that the piece looked up, `(tokens,)`.
+        `gradients`: they may be changed in place. `ids`: token ids that the piece looked up,
+        `(tokens,)`.
         """
         if self.table_trained:
             self.rows.append((ids, gradients[-1]))
@@ -97,10 +94,10 @@ class GradientSums:
 
 
 def looked_up_rows(ids: Sequence[np.ndarray], table: Tensor) -> Tensor:
-    """Name the rows of a token table that a batch looks up; a mark a row is quicker than sorting the tokens.
+    """Name the rows of a token table that a batch looks up; a mark a row is quicker than sorting
+    the tokens.
 
-    Returns:
-        `(rows,)` of int64, ascending.
+    Returns `(rows,)` of int64, ascending.
     """
     seen = np.zeros(len(table), dtype=bool)
     for row in ids:
@@ -109,13 +106,14 @@ def looked_up_rows(ids: Sequence[np.ndarray], table: Tensor) -> Tensor:
 
 
 class WorkerPool:
-    """Threads that run micro-batches, one intra-op thread each, and what they use again from step to step."""
+    """Threads that run micro-batches, one intra-op thread each, and what they use again from step
+    to step.
+    """
 
     def __init__(self, count: int) -> None:
         """Start the threads.
 
-        Args:
-            count: How many; 1 runs everything in the calling thread with all its intra-op threads.
+        `count`: how many; 1 runs everything in the calling thread with all its intra-op threads.
         """
         self.count = count
         self.table_gradient = EmbeddingGradient()
@@ -131,11 +129,8 @@ class WorkerPool:
     def map(self, work: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
         """Run work on some items and yield results in their order.
 
-        Args:
-            items: What it is called with.
-
-        Yields:
-            What work returned; after a failure no thread is left at work.
+        `items`: what it is called with. Yields what work returned; after a failure no thread is
+        left at work.
         """
         if self._pool is None:
             yield from map(work, items)
@@ -159,8 +154,9 @@ class WorkerPool:
 def workers(count: int) -> Iterator[WorkerPool]:
     """Give worker threads and stop them at the end.
 
-    Beside several workers the calling thread keeps to one intra-op thread as well: an operator that waits for a
-    second one which the machine has given to another program costs more than it could save.
+    Beside several workers the calling thread keeps to one intra-op thread as well: an operator that
+    waits for a second one which the machine has given to another program costs more than it could
+    save.
     """
     pool, before = WorkerPool(count), torch.get_num_threads()
     if count > 1:
@@ -173,7 +169,8 @@ def workers(count: int) -> Iterator[WorkerPool]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one; otherwise it maps and clears the same pages again in every step.
+    """Let glibc keep what a step frees for the next one; otherwise it maps and clears the same
+    pages again in every step.
 
     Peak memory is the same. Elsewhere than on glibc nothing happens.
     """

@@ -162,7 +162,7 @@ def adapt(
                 raise WorkFailed(
                     f"on {request.dev} the adapter has {scores.metric} {100 * scores.after:.1f}, "
                     f"the base {100 * scores.before:.1f}: nothing was written; give more rows, or "
-                    f"other settings with --set"
+                    "other settings with --set"
                 )
         progress.stage("calibrating int8 and writing the model folder")
         facts = _facts(request, settings, data, scores)
@@ -226,7 +226,7 @@ def _load_rows(request: AdaptRequest) -> tuple[Dataset, Dataset | None]:
     if same := sum(row_texts(row) in train_rows for row in dev.rows):
         raise BadInput(
             f"{same} of {len(dev.rows)} development rows are among the training rows; "
-            f"give rows of their own to --dev"
+            "give rows of their own to --dev"
         )
     return data, dev
 
@@ -319,10 +319,12 @@ def _section(
     command += f" --name {request.name}" if request.name else ""
     command += f" --strength {request.strength}" if request.strength is not None else ""
     lines = [
-        f"Added later on the base as it is: {facts['rows']:,} {facts['kind']} rows of "
-        f"`{facts['data']}`, {facts['settings']['steps']} steps, seed {facts['seed']}, "
-        f"{facts['strength']} of the change kept; serves {request.task.value}. "
-        f"No other adapter was changed.",
+        (
+            f"Added later on the base as it is: {facts['rows']:,} {facts['kind']} rows of "
+            f"`{facts['data']}`, {facts['settings']['steps']} steps, seed {facts['seed']}, "
+            f"{facts['strength']} of the change kept; serves {request.task.value}. "
+            "No other adapter was changed."
+        ),
         "",
         f"`{command}`",
     ]

@@ -102,7 +102,7 @@ class AdaptRequest:
         if not 0 < self.strength <= 1:
             raise BadInput(
                 f"strength is {self.strength}; give the share of the trained change to keep, "
-                f"above 0 and at most 1"
+                "above 0 and at most 1"
             )
         return self.strength
 

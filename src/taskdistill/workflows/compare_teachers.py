@@ -236,8 +236,9 @@ def advice(rows: Sequence[Mapping[str, Any]], beyond: tuple[int, int] | None = N
             " Its student is ahead of the next one beyond chance on "
             f"{beyond[0]} of {beyond[1]} sets."
         )
-    return sentence + (
-        " A static student is a minute’s stand-in for the one that a recipe trains: it ranks "
+    return (
+        sentence
+        + " A static student is a minute’s stand-in for the one that a recipe trains: it ranks "
         "teachers, its score is not the final one."
     )
 

@@ -140,9 +140,11 @@ def open_models(
     """Open models under names that tell them apart. Returns the models in their order."""
     often = Counter(spec.name for spec in specs)
     named = [
-        spec
-        if often[spec.name] == 1 or "name" in spec.options
-        else replace(spec, options={**spec.options, "name": spec.place})
+        (
+            spec
+            if often[spec.name] == 1 or "name" in spec.options
+            else replace(spec, options={**spec.options, "name": spec.place})
+        )
         for spec in specs
     ]
     opened = (

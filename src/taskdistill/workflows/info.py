@@ -221,8 +221,10 @@ def _run(path: Path) -> dict[str, Any]:
         "name": recipe["name"],
         "finished": finished,
         "phases_finished": phases or ["none"],
-        "report": str(path / "report.html")
-        if finished
-        else "not yet; run the train command again to continue",
+        "report": (
+            str(path / "report.html")
+            if finished
+            else "not yet; run the train command again to continue"
+        ),
         "faults": faults,
     }

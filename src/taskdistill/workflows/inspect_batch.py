@@ -170,8 +170,10 @@ def _relations(
         rows.append([str(i), texts[a], texts[b], *label, *counts, *masked])
     counted = Counter(cells.ravel().tolist())
     notes = [
-        f"candidates 0 to {len(cells) - 1} are the positives of these rows, the others their "
-        "hard negatives, row by row",
+        (
+            f"candidates 0 to {len(cells) - 1} are the positives of these rows, the others their "
+            "hard negatives, row by row"
+        ),
         f"{cells.shape[1]} candidates a query: "
         + ", ".join(
             f"{counted[relation]:,} {relation}" for relation in Relation if counted[relation]

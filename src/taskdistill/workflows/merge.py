@@ -156,9 +156,11 @@ def read_place(place: str) -> Model:
         adapters_only = (
             f"{task}/{name}"
             if task is not None
-            else name.replace("projection.", "projection/", 1)
-            if name.startswith("projection.")
-            else _base(name)
+            else (
+                name.replace("projection.", "projection/", 1)
+                if name.startswith("projection.")
+                else _base(name)
+            )
         )
         if adapters_only in weights and weights[adapters_only].shape == tensor.shape:
             weights[adapters_only] = tensor
@@ -202,9 +204,12 @@ def _merged(
     if method == "uniform":
         return merge_models(models, fixed([1 / count] * count)), names
     if method == "last":
-        return merge_models(
-            models, fixed([last_weight] + [(1 - last_weight) / (count - 1)] * (count - 1))
-        ), names
+        return (
+            merge_models(
+                models, fixed([last_weight] + [(1 - last_weight) / (count - 1)] * (count - 1))
+            ),
+            names,
+        )
     return _greedy(models, singles, judge, progress)
 
 

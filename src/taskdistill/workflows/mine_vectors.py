@@ -131,7 +131,7 @@ def _placed(settings: TeacherConfig, request: MineRequest) -> TeacherConfig:
         raise BadInput(
             f"--{next(iter(fields))} has no effect: the recipe's teacher is of kind "
             f"{settings.kind} "
-            f"and does not run here; leave it out"
+            "and does not run here; leave it out"
         )
     return TeacherConfig.model_validate(settings.model_dump() | fields)
 

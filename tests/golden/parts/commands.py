@@ -1,4 +1,6 @@
-"""What the other commands print, write and name their files: plan, encode, adapt, shrink, merge, mine, probe, info, data."""
+"""What the other commands print, write and name their files: plan, encode, adapt, shrink, merge,
+mine, probe, info, data.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def record(workshop: Workshop) -> dict[str, Any]:
     workshop.command(
         found, "plan", workshop.recipe_file, "--set", "stage1.steps=9", "--gpu", "a100", "--quiet"
     )
-    # Terms and projection that a recipe leaves open follow where the student starts from: cut from its teacher, of another space, at random.
+    # Terms and projection that a recipe leaves open follow where the student starts from: cut from
+    # its teacher, of another space, at random.
     config = f"student.config={json.dumps(entry.tiny_config('bert'))}"
     for start in (
         ("student.layers=null",),

@@ -25,7 +25,9 @@ FAMILIES = {
 
 
 def record(workshop: Workshop) -> dict[str, Any]:
-    """Every format, of the families that it takes; one that is refused, or whose package is absent, with its message."""
+    """Every format, of the families that it takes; one that is refused, or whose package is absent,
+    with its message.
+    """
     found: dict[str, Any] = {}
     models = {**workshop.models, "jina": entry.write_jina(workshop.path("exports/jina"), "qwen3")}
     for format_name in entry.MODEL_FORMATS:

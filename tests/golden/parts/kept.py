@@ -1,4 +1,6 @@
-"""The folders that earlier versions wrote (tests/kept), read back: what `info` says, vectors, hits."""
+"""The folders that earlier versions wrote (tests/kept), read back: what `info` says,
+vectors, hits.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Twenty losses of every phase as hexadecimal numbers, with each term's value: a plain recipe, and one that names every term."""
+"""Twenty losses of every phase as hexadecimal numbers, with each term's value: a plain recipe, and
+one that names every term.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Results of every evaluation task type, with the compression matrix, languages, prompts, contamination; and of the needle test."""
+"""Results of every evaluation task type, with the compression matrix, languages, prompts,
+contamination; and of the needle test.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from golden.compare import SCORES
 from golden.workshop import Workshop
 
 TOLERANCE = SCORES
-"""Of a model that is random, as here, two centres of k-means may be so near that elsewhere a text changes its cluster."""
+"""Of a model that is random, as here, two centres of k-means may be so near that elsewhere a text
+changes its cluster.
+"""
 SETS = (
     *(
         "retrieval/qa",
@@ -42,10 +46,29 @@ def record(workshop: Workshop) -> dict[str, Any]:
     sets = [word for name in SETS for word in ("--eval-set", name)]
     found: dict[str, Any] = {}
     done = workshop.run(
-        "evaluate", topics, bert, f"{bert}#adapters=off&name=base", "--data", data, "--out", out, *sets, "--dims", "8,16",
-        "--precisions", "float32,float16,int8,binary", "--prompts", prompts, "--train-data", data, "--reference", "topics", "--full-train", "--quiet",
+        "evaluate",
+        topics,
+        bert,
+        f"{bert}#adapters=off&name=base",
+        "--data",
+        data,
+        "--out",
+        out,
+        *sets,
+        "--dims",
+        "8,16",
+        "--precisions",
+        "float32,float16,int8,binary",
+        "--prompts",
+        prompts,
+        "--train-data",
+        data,
+        "--reference",
+        "topics",
+        "--full-train",
+        "--quiet",
         made=out,
-    )  # fmt: skip
+    )
     found["evaluate on every task type"] = done
     results = workshop.read(out / "results.json")
     scores = results.pop("scores")
@@ -104,7 +127,8 @@ def record(workshop: Workshop) -> dict[str, Any]:
     missing = set(entry.TASK_TYPES) - {name.split("/")[0] for name in SETS}
     if missing:
         raise AssertionError(
-            f"no evaluation set of type {', '.join(sorted(missing))} is recorded: add one to the workshop's data and to SETS"
+            f"no evaluation set of type {', '.join(sorted(missing))} is recorded: add one to the"
+            " workshop's data and to SETS"
         )
     return found
 

@@ -1,4 +1,6 @@
-"""Indexes and their hits: filters, hybrid search, refinement, passages, precisions; tuning, tiers, migration, deletion, compaction."""
+"""Indexes and their hits: filters, hybrid search, refinement, passages, precisions; tuning, tiers,
+migration, deletion, compaction.
+"""
 
 from __future__ import annotations
 

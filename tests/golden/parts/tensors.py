@@ -1,4 +1,6 @@
-"""Hashes of the weights of every checkpoint, phase and model of a tiny recipe: one and two threads, two processes, interrupted."""
+"""Hashes of the weights of every checkpoint, phase and model of a tiny recipe: one and two threads,
+two processes, interrupted.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,9 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def cases() -> dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """Name of the case to the term, its arguments (names of tensors, or values) and its settings."""
+    """Name of the case to the term, its arguments (names of tensors, or values) and its
+    settings.
+    """
     positives = torch.arange(ROWS)
     same = torch.eye(ROWS, dtype=torch.bool)
     same[0, 1] = same[1, 0] = True

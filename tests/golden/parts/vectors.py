@@ -1,4 +1,6 @@
-"""Vectors of three backbones: tasks, prompts, precisions, truncations, token ids, late chunking, windows, eight bits, other layouts."""
+"""Vectors of three backbones: tasks, prompts, precisions, truncations, token ids, late chunking,
+windows, eight bits, other layouts.
+"""
 
 from __future__ import annotations
 

@@ -57,9 +57,11 @@ def ablate(
     quiet: Quiet = False,
     json: JsonPath = None,
 ) -> None:
-    """Distillation, contrast, or both? Train every arm from one checkpoint on the same batches, and say what the numbers can bear.
+    """Distillation, contrast, or both? Train every arm from one checkpoint on the same batches, and
+    say what the numbers can bear.
 
-    Example: [bold]taskdistill ablate recipes/ablation-demo.yaml --preset demo --jobs 2 --out ablation[/bold]
+    Example: [bold]taskdistill ablate recipes/ablation-demo.yaml --preset demo --jobs 2 --out
+    ablation[/bold]
     """
     from taskdistill.ablate.experiment import ablate as run
     from taskdistill.ablate.settings import load_experiment
@@ -106,7 +108,9 @@ def _command(
     jobs: int,
     overrides: Sequence[str],
 ) -> str:
-    """Write the command as the report shows it: without folders, which are another machine's affair."""
+    """Write the command as the report shows it: without folders, which are another machine's
+    affair.
+    """
     words = ["taskdistill", "ablate", recipe.name]
     for name, value in (
         ("--preset", preset),

@@ -29,7 +29,10 @@ def adapt(
     data: Annotated[
         Path,
         typer.Argument(
-            help="Rows as JSONL, CSV or Parquet (gzip too): text and label, query and positive, or scored pairs"
+            help=(
+                "Rows as JSONL, CSV or Parquet (gzip too): text and label, query and positive, or"
+                " scored pairs"
+            )
         ),
     ],
     task: Annotated[Task, typer.Option("--task", help="What the adapter serves")],
@@ -64,7 +67,10 @@ def adapt(
         float | None,
         typer.Option(
             "--strength",
-            help="Share of the trained change that is kept, above 0 to 1; default: 0.7 for labelled rows, else 1",
+            help=(
+                "Share of the trained change that is kept, above 0 to 1; default: 0.7 for labelled"
+                " rows, else 1"
+            ),
         ),
     ] = None,
     device: Device = AUTO,
@@ -72,12 +78,14 @@ def adapt(
     json: JsonPath = None,
     quiet: Quiet = False,
 ) -> None:
-    """Add one adapter to a model folder, from a few hundred rows, in minutes; no other adapter and no base weight changes.
+    """Add one adapter to a model folder, from a few hundred rows, in minutes; no other adapter and
+    no base weight changes.
 
-    No teacher is needed. Interrupted, the same command continues. Retrieval learns from pairs, text-matching from scored pairs or pairs,
-    clustering and classification from labelled rows.
+    No teacher is needed. Interrupted, the same command continues. Retrieval learns from pairs,
+    text-matching from scored pairs or pairs, clustering and classification from labelled rows.
 
-    Example: [bold]taskdistill adapt runs/quickstart/model intents.csv --task classification --name intents --dev intents-dev.csv[/bold]
+    Example: [bold]taskdistill adapt runs/quickstart/model intents.csv --task classification --name
+    intents --dev intents-dev.csv[/bold]
     """
     from taskdistill.io.outputs import write_result
     from taskdistill.recipe.load import overridden
@@ -108,7 +116,8 @@ def adapt(
         finally:
             terminal.end()
     terminal.line(
-        f"adapter {model / 'adapters' / request.adapter}  {result['rows']:,} rows, {result['seconds']:.0f} s"
+        f"adapter {model / 'adapters' / request.adapter}  {result['rows']:,} rows,"
+        f" {result['seconds']:.0f} s"
     )
     terminal.line(f"use it  taskdistill encode {model} INPUT --task {request.adapter} --out FILE")
     if json is not None:

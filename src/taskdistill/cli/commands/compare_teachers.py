@@ -32,7 +32,10 @@ def compare_teachers(
         Path,
         typer.Option(
             "--out",
-            help="Folder for probe.json, students, teacher vectors and scores; run again to continue.",
+            help=(
+                "Folder for probe.json, students, teacher vectors and scores; run again to"
+                " continue."
+            ),
         ),
     ],
     sets: EvalSets = None,
@@ -40,7 +43,10 @@ def compare_teachers(
         Path | None,
         typer.Option(
             "--texts",
-            help="Data folder or file of rows that students learn from; default: the train splits of --data.",
+            help=(
+                "Data folder or file of rows that students learn from; default: the train splits of"
+                " --data."
+            ),
         ),
     ] = None,
     tokenizer: Annotated[
@@ -62,11 +68,13 @@ def compare_teachers(
     json: JsonPath = None,
     quiet: Quiet = False,
 ) -> None:
-    """Score candidate teachers, and the static student that each makes in about a minute, on your evaluation sets.
+    """Score candidate teachers, and the static student that each makes in about a minute, on your
+    evaluation sets.
 
     A stronger teacher is not always the better one; this tells before a long run.
 
-    Example: [bold]taskdistill compare-teachers all-MiniLM-L6-v2 models/big-teacher --data my-sets --out probe[/bold]
+    Example: [bold]taskdistill compare-teachers all-MiniLM-L6-v2 models/big-teacher --data my-sets
+    --out probe[/bold]
     """
     import os
 
@@ -79,10 +87,20 @@ def compare_teachers(
     terminal = Terminal(quiet)
     try:
         result = run(
-            [parse_spec(teacher) for teacher in teachers], data, out, terminal, sets=sets, texts=texts, tokenizer=tokenizer,
-            effort=StudentBudget(limit, steps, seed=seed), max_queries=max_queries, threads=cores(), environment=os.environ,
-            device=device, dtype=dtype,
-        )  # fmt: skip
+            [parse_spec(teacher) for teacher in teachers],
+            data,
+            out,
+            terminal,
+            sets=sets,
+            texts=texts,
+            tokenizer=tokenizer,
+            effort=StudentBudget(limit, steps, seed=seed),
+            max_queries=max_queries,
+            threads=cores(),
+            environment=os.environ,
+            device=device,
+            dtype=dtype,
+        )
     finally:
         terminal.end()
     rows = [

@@ -60,9 +60,11 @@ def inspect(
         typer.Option("--data-folder", help="Embedded default: the folder of an earlier run's data"),
     ] = None,
 ) -> None:
-    """Show one batch with its relations: positives, negatives, hard negatives, and which candidates are masked why.
+    """Show one batch with its relations: positives, negatives, hard negatives, and which candidates
+    are masked why.
 
-    Example: [bold]taskdistill data inspect recipes/quickstart.yaml --phase adapters.retrieval --step 3[/bold]
+    Example: [bold]taskdistill data inspect recipes/quickstart.yaml --phase adapters.retrieval
+    --step 3[/bold]
     """
     import os
 

@@ -60,7 +60,10 @@ def encode(
         Path,
         typer.Option(
             "--out",
-            help=".npy, .parquet or .jsonl: one file, in input order; a name without ending: a folder of shards",
+            help=(
+                ".npy, .parquet or .jsonl: one file, in input order; a name without ending: a"
+                " folder of shards"
+            ),
         ),
     ],
     task: Annotated[
@@ -99,7 +102,10 @@ def encode(
         int | None,
         typer.Option(
             "--chunks",
-            help="Long texts whole: a vector for each N tokens with its place, after one pass over the text",
+            help=(
+                "Long texts whole: a vector for each N tokens with its place, after one pass over"
+                " the text"
+            ),
         ),
     ] = None,
     overlap: Annotated[
@@ -112,7 +118,10 @@ def encode(
         int | None,
         typer.Option(
             "--processes",
-            help="Folder: workers, each with the model, on the devices in turn; --device takes several: cuda:0,cuda:1",
+            help=(
+                "Folder: workers, each with the model, on the devices in turn; --device takes"
+                " several: cuda:0,cuda:1"
+            ),
         ),
     ] = None,
     shard_rows: Annotated[
@@ -132,14 +141,18 @@ def encode(
 ) -> None:
     """Turn texts into vectors; streams, in input order, and writes the file whole or not at all.
 
-    A text longer than the model reads is cut at its end, and counted; --refuse-truncation makes it an error, --windows and
-    --chunks leave nothing out. A folder of shards goes on where it was interrupted when the command is run again.
+    A text longer than the model reads is cut at its end, and counted; --refuse-truncation makes it
+    an error, --windows and --chunks leave nothing out. A folder of shards goes on where it was
+    interrupted when the command is run again.
 
-    Example: [bold]taskdistill encode runs/quickstart/model notes.txt --out notes.npy --task retrieval[/bold]
+    Example: [bold]taskdistill encode runs/quickstart/model notes.txt --out notes.npy --task
+    retrieval[/bold]
 
-    Example: [bold]taskdistill encode runs/quickstart/model books.jsonl --out books.parquet --chunks 256[/bold]
+    Example: [bold]taskdistill encode runs/quickstart/model books.jsonl --out books.parquet --chunks
+    256[/bold]
 
-    Example: [bold]taskdistill encode runs/quickstart/model corpus.parquet --out vectors --processes 4[/bold]
+    Example: [bold]taskdistill encode runs/quickstart/model corpus.parquet --out vectors --processes
+    4[/bold]
     """
     from taskdistill.encode.long_text_files import LongTextOptions
     from taskdistill.encode.reading import Reading
@@ -164,7 +177,8 @@ def encode(
     if out.suffix in ENDINGS or (out.suffix and sharded == ShardOptions() and not out.is_dir()):
         if sharded != ShardOptions():
             raise BadInput(
-                f"{out}: --processes, --shard-rows, --merge and --ray have no effect on one file; give --out a name without ending"
+                f"{out}: --processes, --shard-rows, --merge and --ray have no effect on one file;"
+                " give --out a name without ending"
             )
         counts = _to_file(terminal, model, reading, out, options, running, long)
     else:
@@ -180,7 +194,8 @@ def encode(
     if long is not None:
         cut = f"none cut: {counts.vectors:,} vectors from {counts.windows:,} passes"
     terminal.line(
-        f"{counts.read:,} rows read, {counts.used:,} encoded, {counts.rejected:,} rejected, {cut} -> {out}"
+        f"{counts.read:,} rows read, {counts.used:,} encoded, {counts.rejected:,} rejected, {cut}"
+        f" -> {out}"
     )
     if merge is not None:
         terminal.line(f"all shards -> {merge}")
@@ -230,7 +245,8 @@ def _to_folder(
 
     if sharded.merge is not None and sharded.merge.suffix not in ENDINGS:
         raise BadInput(
-            f"{sharded.merge}: vectors are written as {', '.join(ENDINGS)}; give --merge one of these endings"
+            f"{sharded.merge}: vectors are written as {', '.join(ENDINGS)}; give --merge one of"
+            " these endings"
         )
     if sharded.merge is not None:
         check_output(sharded.merge, OURS[sharded.merge.suffix])
@@ -267,7 +283,8 @@ def _tell_backend(terminal: Terminal, encoder: Encoder, options: EncodeOptions) 
     assert task is None or isinstance(task, str)
     if scores := int8_cosines(encoder, task):
         terminal.line(
-            f"int8: cosine to float32 on {scores.texts} calibration texts: mean {scores.mean:.4f}, smallest {scores.smallest:.4f}"
+            f"int8: cosine to float32 on {scores.texts} calibration texts: mean {scores.mean:.4f},"
+            f" smallest {scores.smallest:.4f}"
         )
     if (smallest := golden_cosine(encoder, task)) is not None:
         terminal.note(f"smallest cosine to the model's golden vectors: {smallest:.6f}")

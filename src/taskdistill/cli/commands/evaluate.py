@@ -13,8 +13,9 @@ from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.types import Precision
 
 MODEL_HELP = (
-    "Model folders, Hub ids, all-MiniLM-L6-v2, an endpoint http://HOST/v1#model=NAME, or vectors on disk (a folder with vectors.npy and "
-    "texts.jsonl, or a .parquet file); several side by side. Options follow a #, such as runs/a/model#adapters=off&name=base"
+    "Model folders, Hub ids, all-MiniLM-L6-v2, an endpoint http://HOST/v1#model=NAME, or vectors on"
+    " disk (a folder with vectors.npy and texts.jsonl, or a .parquet file); several side by side."
+    " Options follow a #, such as runs/a/model#adapters=off&name=base"
 )
 
 
@@ -37,7 +38,10 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--suite",
-            help="A public benchmark through mteb: eng, multilingual, rteb, longembed, beir, or mteb's name.",
+            help=(
+                "A public benchmark through mteb: eng, multilingual, rteb, longembed, beir, or"
+                " mteb's name."
+            ),
         ),
     ] = None,
     sets: EvalSets = None,
@@ -71,7 +75,10 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             "--train-data",
-            help="Recipe, run, model, data folder or file: flag evaluation texts seen in this training; repeatable.",
+            help=(
+                "Recipe, run, model, data folder or file: flag evaluation texts seen in this"
+                " training; repeatable."
+            ),
         ),
     ] = None,
     reference: Annotated[
@@ -99,13 +106,17 @@ def evaluate(
     json: JsonPath = None,
     quiet: Quiet = False,
 ) -> None:
-    """Score models on local evaluation sets or public benchmarks, side by side, with intervals; run again to continue.
+    """Score models on local evaluation sets or public benchmarks, side by side, with intervals; run
+    again to continue.
 
-    Example: [bold]taskdistill evaluate runs/quickstart/model all-MiniLM-L6-v2 --data runs/quickstart-data --out eval[/bold]
+    Example: [bold]taskdistill evaluate runs/quickstart/model all-MiniLM-L6-v2 --data
+    runs/quickstart-data --out eval[/bold]
 
-    Example: [bold]taskdistill evaluate runs/quickstart/model --data my-sets --dims 64,128,256 --train-data runs/quickstart --out eval[/bold]
+    Example: [bold]taskdistill evaluate runs/quickstart/model --data my-sets --dims 64,128,256
+    --train-data runs/quickstart --out eval[/bold]
 
-    Example: [bold]taskdistill evaluate http://localhost:8000/v1#model=name --suite rteb --out eval[/bold]
+    Example: [bold]taskdistill evaluate http://localhost:8000/v1#model=name --suite rteb --out
+    eval[/bold]
     """
     import os
 
@@ -120,9 +131,14 @@ def evaluate(
     if split not in ("test", "dev"):
         raise BadInput(f"--split {split!r}: it must be test or dev")
     options = EvalOptions(
-        max_queries=max_queries, full_train=full_train, dims=_numbers(dims), precisions=_precisions(precisions, dims),
-        rescore=rescore, languages=languages, prompts=_prompts(prompts),
-    )  # fmt: skip
+        max_queries=max_queries,
+        full_train=full_train,
+        dims=_numbers(dims),
+        precisions=_precisions(precisions, dims),
+        rescore=rescore,
+        languages=languages,
+        prompts=_prompts(prompts),
+    )
     if texts is not None:
         options_in_use = {
             "--out": out is not None,
@@ -143,9 +159,19 @@ def evaluate(
             "give at least one MODEL and --out DIR; `taskdistill evaluate --help` has examples"
         )
     request = EvaluateRequest(
-        [parse_spec(model) for model in models], out, data, sets, split, suites or (), seen or (), options, reference,
-        _command(models, out, data, suites, sets, split, dims, precisions, seen), device, dtype,
-    )  # fmt: skip
+        [parse_spec(model) for model in models],
+        out,
+        data,
+        sets,
+        split,
+        suites or (),
+        seen or (),
+        options,
+        reference,
+        _command(models, out, data, suites, sets, split, dims, precisions, seen),
+        device,
+        dtype,
+    )
     check_options(request)
     terminal = Terminal(quiet)
     try:
@@ -186,7 +212,8 @@ def _show(terminal: Terminal, results: dict[str, Any]) -> None:
             for name, each in suite["models"].items()
         ]
         terminal.table(
-            f"{suite['suite']}: {len(suite['tasks']) - len(suite['missing'])} of {len(suite['tasks'])} tasks",
+            f"{suite['suite']}: {len(suite['tasks']) - len(suite['missing'])} of"
+            f" {len(suite['tasks'])} tasks",
             ["model", "mean of tasks", "mean of types"],
             means,
         )
@@ -237,7 +264,8 @@ def _prompts(path: Path | None) -> tuple[str, ...]:
         prompts = read_value(text) if text.lstrip().startswith("[") else lines
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"--prompts {path}: {error}; give a file with one prompt a line, or a JSON list of texts"
+            f"--prompts {path}: {error}; give a file with one prompt a line, or a JSON list of"
+            " texts"
         ) from None
     if not prompts or not all(isinstance(each, str) for each in prompts):
         raise BadInput(f"--prompts {path}: no prompts; give one a line, or a JSON list of texts")

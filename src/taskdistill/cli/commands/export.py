@@ -26,7 +26,10 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="Of a model: sentence-transformers, jina-v5, onnx, openvino, gguf. Of an index: qdrant, lancedb, pgvector, elasticsearch",
+            help=(
+                "Of a model: sentence-transformers, jina-v5, onnx, openvino, gguf. Of an index:"
+                " qdrant, lancedb, pgvector, elasticsearch"
+            ),
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to make")],
@@ -41,10 +44,12 @@ def export(
     json: JsonPath = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model for other programs, with a certificate of how close it comes; or an index for a search engine.
+    """Write a model for other programs, with a certificate of how close it comes; or an index for a
+    search engine.
 
-    Examples: [bold]taskdistill export runs/quickstart/model --format onnx --task retrieval --out onnx-model[/bold]
-    and [bold]taskdistill export notes-index --format qdrant --out notes-qdrant[/bold]
+    Examples: [bold]taskdistill export runs/quickstart/model --format onnx --task retrieval --out
+    onnx-model[/bold] and [bold]taskdistill export notes-index --format qdrant --out
+    notes-qdrant[/bold]
     """
     from taskdistill.export.export import export as run
     from taskdistill.export.parity import COLUMNS, table_rows
@@ -53,7 +58,8 @@ def export(
     if _is_index(Path(model)):
         if task is not None:
             raise BadInput(
-                f"the vectors of an index are of its own task, so --task {task} has no effect; leave it out"
+                f"the vectors of an index are of its own task, so --task {task} has no effect;"
+                " leave it out"
             )
         _export_index(Path(model), format_name, out, name or "passages", json, Terminal(quiet))
         return
@@ -91,7 +97,8 @@ def _export_index(
         else "the default; `taskdistill search tune` measures it"
     )
     terminal.line(
-        f"{result['passages']:,} passages of {result['dim']} dimensions; {result['oversample']} candidates rescored a passage ({measured})"
+        f"{result['passages']:,} passages of {result['dim']} dimensions; {result['oversample']}"
+        f" candidates rescored a passage ({measured})"
     )
     terminal.line(f"export  {out}  {', '.join(result['files'])}")
     if json is not None:

@@ -42,7 +42,8 @@ def info(
     dtype: Dtype = AUTO,
     json: JsonPath = None,
 ) -> None:
-    """Say what a folder is and whether it is whole, reading every byte. Exit code 1 if it is damaged.
+    """Say what a folder is and whether it is whole, reading every byte. Exit code 1 if it is
+    damaged.
 
     Example: [bold]taskdistill info runs/quickstart/model[/bold]
     """

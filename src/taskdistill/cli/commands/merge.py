@@ -35,7 +35,9 @@ def merge(
         str,
         typer.Option(
             "--method",
-            help="uniform, greedy, spherical, or last: the first mixed with the mean of the others.",
+            help=(
+                "uniform, greedy, spherical, or last: the first mixed with the mean of the others."
+            ),
         ),
     ] = "uniform",
     last_weight: Annotated[
@@ -49,11 +51,14 @@ def merge(
     json: JsonPath = None,
     quiet: Quiet = False,
 ) -> None:
-    """Merge models that were trained from one start: seeds, checkpoints, adapters (as products of their factors).
+    """Merge models that were trained from one start: seeds, checkpoints, adapters (as products of
+    their factors).
 
-    The result is written only if it is better than the best single model by its interval on the development sets.
+    The result is written only if it is better than the best single model by its interval on the
+    development sets.
 
-    Example: [bold]taskdistill merge runs/a/model runs/b/model --data my-sets --out merged --method greedy[/bold]
+    Example: [bold]taskdistill merge runs/a/model runs/b/model --data my-sets --out merged --method
+    greedy[/bold]
     """
     from taskdistill.encode.batches import cores
     from taskdistill.io.outputs import write_result
@@ -65,9 +70,18 @@ def merge(
     share = 0.5 if last_weight is None else last_weight
     try:
         result = run(
-            models, out, method, data, terminal, sets=sets, last_weight=share, max_queries=max_queries, threads=cores(),
-            device=device, dtype=dtype,
-        )  # fmt: skip
+            models,
+            out,
+            method,
+            data,
+            terminal,
+            sets=sets,
+            last_weight=share,
+            max_queries=max_queries,
+            threads=cores(),
+            device=device,
+            dtype=dtype,
+        )
     finally:
         terminal.end()
     rows = [[name, f"{100 * score:.2f}"] for name, score in result["models"].items()]

@@ -68,11 +68,14 @@ def migrate(
     json: JsonPath = None,
     quiet: Quiet = False,
 ) -> None:
-    """Let a new model ask an old index, without embedding its documents again: fit a map on a sample, measure the recall kept.
+    """Let a new model ask an old index, without embedding its documents again: fit a map on a
+    sample, measure the recall kept.
 
-    While the documents are embedded again, `taskdistill search DIR` asks both indexes; `taskdistill migrate state DIR --to old` goes back.
+    While the documents are embedded again, `taskdistill search DIR` asks both indexes; `taskdistill
+    migrate state DIR --to old` goes back.
 
-    Example: [bold]taskdistill migrate notes-index runs/new/model --dev notes-dev --out notes-migration --into notes-index-2[/bold]
+    Example: [bold]taskdistill migrate notes-index runs/new/model --dev notes-dev --out
+    notes-migration --into notes-index-2[/bold]
     """
     from dataclasses import asdict
 
@@ -126,15 +129,17 @@ def migrate(
     retention = m.recall_retention(before, m.recalls(old, mapped, queries, dev_set.qrels), seed)
     result = meta | {"map": best.kind, "recall": asdict(retention)}
     terminal.line(
-        f"recall@10 {100 * retention.old:.1f} with the old model, {100 * retention.mapped:.1f} with the new one through the {best.kind} map: "
-        f"{100 * retention.share:.1f} % kept (95 % {100 * retention.low:.1f} to {100 * retention.high:.1f}; {retention.queries:,} queries)"
+        f"recall@10 {100 * retention.old:.1f} with the old model, {100 * retention.mapped:.1f} with"
+        f" the new one through the {best.kind} map: {100 * retention.share:.1f} % kept (95 %"
+        f" {100 * retention.low:.1f} to {100 * retention.high:.1f}; {retention.queries:,} queries)"
     )
     if json is not None:
         write_result(json, result)
     if retention.share < threshold:
         raise WorkFailed(
-            f"{100 * retention.share:.1f} % of the recall is kept, --threshold asks for {100 * threshold:.1f}: nothing was written; give a larger "
-            f"--sample, or build a new index with `taskdistill index`"
+            f"{100 * retention.share:.1f} % of the recall is kept, --threshold asks for"
+            f" {100 * threshold:.1f}: nothing was written; give a larger --sample, or build a new"
+            " index with `taskdistill index`"
         )
     m.write_migration(out, best, result)
     terminal.line(f"migration {out}  search it with: taskdistill search {out} QUERY")
@@ -163,7 +168,8 @@ def state(
     retention = read.meta["recall"]
     terminal.line(f"state    {read.state}")
     terminal.line(
-        f"map      {read.map.kind}, {100 * retention['share']:.1f} % of recall@10 kept on {retention['queries']:,} queries"
+        f"map      {read.map.kind}, {100 * retention['share']:.1f} % of recall@10 kept on"
+        f" {retention['queries']:,} queries"
     )
     terminal.line(f"moved    {done:,} of {old.documents:,} documents")
 
@@ -171,11 +177,7 @@ def state(
 def search_migration(
     path: Path, query: str, top_k: int, terminal: Terminal, device: str, dtype: str
 ) -> list[Hit]:
-    """Search by a migration folder.
-
-    Args:
-        terminal: Told where the model runs.
-    """
+    """Search by a migration folder. `terminal`: told where the model runs."""
     from taskdistill.encode.encoder import Encoder
     from taskdistill.search.alignment.migration import read_migration
     from taskdistill.search.index import Index

@@ -46,7 +46,10 @@ def mine(
         float | None,
         typer.Option(
             "--relative-margin",
-            help="Cosine at most the positive's minus this share of its size; 0.05 unless a --margin is given",
+            help=(
+                "Cosine at most the positive's minus this share of its size; 0.05 unless a --margin"
+                " is given"
+            ),
         ),
     ] = None,
     no_relative_margin: Annotated[
@@ -77,7 +80,8 @@ def mine(
     quiet: Quiet = False,
     json: JsonPath = None,
 ) -> None:
-    """Mine hard negatives: near a query, but no answer to it. Siblings, known positives and duplicates are never taken.
+    """Mine hard negatives: near a query, but no answer to it. Siblings, known positives and
+    duplicates are never taken.
 
     Nor is what scores above 95 % of a query's own positive; how much that left out is counted.
 
@@ -95,7 +99,8 @@ def mine(
         raise BadInput(f"--pick is {pick!r}; give hardest or random")
     if model is not None and store is not None:
         raise BadInput(
-            "--store has no effect with --model, whose vectors are not the teacher's; remove one of them"
+            "--store has no effect with --model, whose vectors are not the teacher's; remove one of"
+            " them"
         )
     if no_relative_margin and relative_margin is not None:
         raise BadInput(

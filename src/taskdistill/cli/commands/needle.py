@@ -48,7 +48,8 @@ def needle(
     json: JsonPath = None,
     quiet: Quiet = False,
 ) -> None:
-    """Hide one sentence in long documents, ask for it, and report nDCG@1 by length; run again to continue.
+    """Hide one sentence in long documents, ask for it, and report nDCG@1 by length; run again to
+    continue.
 
     Example: [bold]taskdistill needle runs/my/model --lengths 256,2048,8192 --out needle[/bold]
     """
@@ -66,7 +67,8 @@ def needle(
     names = [_name(model, models) for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(
-            f"two models are called {twice[0]!r}; name each model once, or copy one to a folder of another name"
+            f"two models are called {twice[0]!r}; name each model once, or copy one to a folder of"
+            " another name"
         )
     check_needles(out)
     encoders = {
@@ -83,7 +85,8 @@ def needle(
         documents=documents,
         seed=seed,
         commands=[
-            f"taskdistill needle {' '.join(models)} --lengths {lengths} --kinds {kinds} --documents {documents} --out {out.name}"
+            f"taskdistill needle {' '.join(models)} --lengths {lengths} --kinds {kinds} --documents"
+            f" {documents} --out {out.name}"
         ],
         progress=terminal.count,
         note=None if quiet else terminal.note,
@@ -99,7 +102,9 @@ def needle(
 
 
 def _name(model: str, models: list[str]) -> str:
-    """Return the shortest name that tells a model apart: its own, or its path where two share one."""
+    """Return the shortest name that tells a model apart: its own, or its path where two
+    share one.
+    """
     short = Path(model).name if Path(model).name != "model" else f"{Path(model).parent.name}/model"
     same = [
         other

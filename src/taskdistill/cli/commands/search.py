@@ -83,7 +83,8 @@ def index(
 ) -> None:
     """Embed a corpus into an index folder: binary codes first, rescored by int8 or floats.
 
-    Documents that are there already are left alone, those whose text changed under the same id are replaced.
+    Documents that are there already are left alone, those whose text changed under the same id are
+    replaced.
 
     Example: [bold]taskdistill index runs/quickstart/model notes/ --out notes-index[/bold]
     """
@@ -123,8 +124,9 @@ def index(
     for fault in documents.report.faults:
         terminal.note(f"{fault.file}:{fault.line}: {fault.reason}")
     terminal.line(
-        f"{documents.report.rows:,} rows read, {documents.report.rejected:,} rejected; {report.added:,} documents added, "
-        f"{report.replaced:,} replaced, {report.unchanged:,} there already; {opened.documents:,} documents -> {out}"
+        f"{documents.report.rows:,} rows read, {documents.report.rejected:,} rejected;"
+        f" {report.added:,} documents added, {report.replaced:,} replaced, {report.unchanged:,}"
+        f" there already; {opened.documents:,} documents -> {out}"
     )
     if json is not None:
         counts = {
@@ -167,7 +169,8 @@ def compact(index: Annotated[Path, typer.Argument(help="Index folder")]) -> None
         opened.build_bm25()
     state = opened.describe()
     Terminal().line(
-        f"{opened.documents:,} documents, {state['segments']} segments, {sum(state['bytes'].values()):,} bytes -> {index}"
+        f"{opened.documents:,} documents, {state['segments']} segments,"
+        f" {sum(state['bytes'].values()):,} bytes -> {index}"
     )
 
 
@@ -209,7 +212,8 @@ def search(
 ) -> None:
     """Search an index; what is not said is as [bold]taskdistill search tune[/bold] has set it.
 
-    Example: [bold]taskdistill search notes-index "how to wait for a thread" --model runs/quickstart/model[/bold]
+    Example: [bold]taskdistill search notes-index "how to wait for a thread" --model
+    runs/quickstart/model[/bold]
     """
     from dataclasses import asdict
 
@@ -222,7 +226,8 @@ def search(
     if is_migration(index):
         if model is not None or where or oversample is not None or hybrid or refine:
             raise BadInput(
-                f"{index} is a migration, which is searched with -k alone; give one of its two indexes for other options"
+                f"{index} is a migration, which is searched with -k alone; give one of its two"
+                " indexes for other options"
             )
         hits = search_migration(index, query, top_k, terminal, device, dtype)
         _show(hits, terminal, None)

@@ -26,7 +26,10 @@ def serve(
         Path | None,
         typer.Option(
             "--index",
-            help="Index of the model or of its teacher, for /search and the page; default: the run's own",
+            help=(
+                "Index of the model or of its teacher, for /search and the page; default: the"
+                " run's own"
+            ),
         ),
     ] = None,
     host: Annotated[
@@ -55,7 +58,10 @@ def serve(
         list[str] | None,
         typer.Option(
             "--proxy",
-            help="Address of a proxy whose X-Forwarded-For is believed, such as 127.0.0.1; may be repeated",
+            help=(
+                "Address of a proxy whose X-Forwarded-For is believed, such as 127.0.0.1; may be"
+                " repeated"
+            ),
         ),
     ] = None,
     public: Annotated[
@@ -78,7 +84,8 @@ def serve(
     key = os.environ.get(api_key_env) if api_key_env else None
     if api_key_env and not key:
         raise BadInput(
-            f"--api-key-env names {api_key_env}, which is not set in the environment; put the key there"
+            f"--api-key-env names {api_key_env}, which is not set in the environment; put the key"
+            " there"
         )
     terminal = Terminal()
     run_folder = Path(model)

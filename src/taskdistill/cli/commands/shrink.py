@@ -57,12 +57,14 @@ def shrink(
     json: JsonPath = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make a model smaller without training: fewer layers, narrower layers, fewer tokens; quality and size after each step.
+    """Make a model smaller without training: fewer layers, narrower layers, fewer tokens; quality
+    and size after each step.
 
-    With --vocabulary alone, the vector of a text whose tokens all stay is the same to the last bit. The result of --layers and --width is a
-    start for training: name the folder as student.init.
+    With --vocabulary alone, the vector of a text whose tokens all stay is the same to the last bit.
+    The result of --layers and --width is a start for training: name the folder as student.init.
 
-    Example: [bold]taskdistill shrink all-MiniLM-L6-v2 --texts my-texts.jsonl --vocabulary --layers 3 --out small[/bold]
+    Example: [bold]taskdistill shrink all-MiniLM-L6-v2 --texts my-texts.jsonl --vocabulary --layers
+    3 --out small[/bold]
     """
     from taskdistill.encode.batches import cores
     from taskdistill.io.outputs import write_result

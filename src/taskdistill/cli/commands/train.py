@@ -37,7 +37,10 @@ def plan(
         str,
         typer.Option(
             "--gpu",
-            help="Where data or models are on the Hub: the card whose hours are counted (h100, h200, a100, l40s, a10)",
+            help=(
+                "Where data or models are on the Hub: the card whose hours are counted (h100, h200,"
+                " a100, l40s, a10)"
+            ),
         ),
     ] = "h100",
     quiet: Quiet = False,
@@ -137,11 +140,7 @@ LAUNCHED = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1))
 def api_key(recipe: Recipe) -> str | None:
     """Read the teacher's key from the environment variable that a recipe names.
 
-    Returns:
-        The key, or None where none is named.
-
-    Raises:
-        BadInput: If the variable is not set.
+    Returns the key, or None where none is named. Raises BadInput if the variable is not set.
     """
     import os
 
@@ -150,7 +149,8 @@ def api_key(recipe: Recipe) -> str | None:
         return None
     if name not in os.environ:
         raise BadInput(
-            f"teacher.api_key_env names {name}, which is not set in the environment; set it or remove the key"
+            f"teacher.api_key_env names {name}, which is not set in the environment; set it or"
+            " remove the key"
         )
     return os.environ[name]
 

@@ -74,11 +74,14 @@ def tune(
     json: JsonPath = None,
     quiet: Quiet = False,
 ) -> None:
-    """Decide dimension, precision, oversampling, hybrid search and refinement on a dev set; the index remembers the choice.
+    """Decide dimension, precision, oversampling, hybrid search and refinement on a dev set; the
+    index remembers the choice.
 
-    What concerns searching is written into the index. Fewer dimensions or a smaller precision need --shrink.
+    What concerns searching is written into the index. Fewer dimensions or a smaller precision need
+    --shrink.
 
-    Example: [bold]taskdistill search tune notes-index --dev runs/quickstart-data/retrieval/docs-dev[/bold]
+    Example: [bold]taskdistill search tune notes-index --dev
+    runs/quickstart-data/retrieval/docs-dev[/bold]
     """
     from taskdistill.encode.encoder import Encoder
     from taskdistill.io.outputs import write_result
@@ -122,7 +125,8 @@ def tune(
         progress=terminal.count,
     )
     terminal.line(
-        f"{tuning.queries:,} queries, {tuning.documents:,} documents; nDCG@10 and shares x 100, with 95 % intervals"
+        f"{tuning.queries:,} queries, {tuning.documents:,} documents; nDCG@10 and shares x 100,"
+        " with 95 % intervals"
     )
     for line in [*aligned(table(tuning, rows=10)), *verdicts(tuning)]:
         terminal.line(line)
@@ -151,14 +155,17 @@ def _apply(index: Index, tuning: Tuning, shrink: bool) -> str:
     if setting.hybrid and index.snapshot.manifest.bm25 is None:
         index.build_bm25()
     summary = (
-        f"written to {index.path}: oversample {setting.oversample or '-'}, hybrid {'on' if setting.hybrid else 'off'}, "
-        f"refinement {'on' if setting.refinement else 'off'}; {100 * chosen.harmed:.1f} % of queries are harmed against exact float32 search"
+        f"written to {index.path}: oversample {setting.oversample or '-'}, hybrid"
+        f" {'on' if setting.hybrid else 'off'}, refinement {'on' if setting.refinement else 'off'};"
+        f" {100 * chosen.harmed:.1f} % of queries are harmed against exact float32 search"
     )
     if same:
         return summary
-    return summary + (
-        f"\nthe recommended {best.dim} dimensions with {best.rescore} take {tuning.recommended.bytes:.0f} bytes a passage instead of "
-        f"{tuning.stored.bytes:.0f}: run again with --shrink, or build the index with --dim {best.dim} --rescore-precision {best.rescore}"
+    return (
+        summary + f"\nthe recommended {best.dim} dimensions with {best.rescore} take"
+        f" {tuning.recommended.bytes:.0f} bytes a passage instead of {tuning.stored.bytes:.0f}:"
+        f" run again with --shrink, or build the index with --dim {best.dim} --rescore-precision"
+        f" {best.rescore}"
     )
 
 
@@ -199,11 +206,13 @@ def tiers(
     json: JsonPath = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compare every pair of query tier and document tier in one space, and each student alone: quality kept and milliseconds.
+    """Compare every pair of query tier and document tier in one space, and each student alone:
+    quality kept and milliseconds.
 
     Models of another space are refused.
 
-    Example: [bold]taskdistill tiers runs/quickstart/model runs/quickstart/static-model --dev runs/quickstart-data/retrieval/docs[/bold]
+    Example: [bold]taskdistill tiers runs/quickstart/model runs/quickstart/static-model --dev
+    runs/quickstart-data/retrieval/docs[/bold]
     """
     from taskdistill.encode.encoder import Encoder
     from taskdistill.encode.projected import ProjectedEncoder
@@ -217,16 +226,19 @@ def tiers(
     projected = [ProjectedEncoder(encoder) for encoder in encoders]
     passages = word_passages(passage_words)
     usual = [
-        None
-        if not encoder.tasks
-        else encoder.choose_task(
-            task or (Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None)
+        (
+            None
+            if not encoder.tasks
+            else encoder.choose_task(
+                task or (Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None)
+            )
         )
         for encoder in encoders
     ]
     named = teacher or projected[0].teacher
     terminal.stage(
-        f"measuring {', '.join(encoder.name for encoder in encoders)} and their teacher {named} on {dev}"
+        f"measuring {', '.join(encoder.name for encoder in encoders)} and their teacher {named} on"
+        f" {dev}"
     )
     loaded = Encoder.load(named, device=device, dtype=dtype)
     terminal.note("; ".join(dict.fromkeys(encoder.placement for encoder in (*encoders, loaded))))
@@ -273,11 +285,7 @@ def tiers(
 
 
 def numbers(option: str, text: str) -> list[int]:
-    """Read numbers with commas between.
-
-    Raises:
-        BadInput: If it is something else.
-    """
+    """Read numbers with commas between. Raises BadInput if it is something else."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
@@ -289,8 +297,7 @@ def numbers(option: str, text: str) -> list[int]:
 def aligned(rows: list[list[str]]) -> list[str]:
     """Write a table as lines that no terminal is too narrow for.
 
-    Returns:
-        A line a row, numbers under each other.
+    Returns a line a row, numbers under each other.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

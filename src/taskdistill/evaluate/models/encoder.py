@@ -86,10 +86,8 @@ class TeacherEmbedder:
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
         """Look float32 (n, T) vectors up, embedding what is missing.
 
-        Clustering texts are read for their topic (section 5.3).
-
-        Raises:
-            BadInput: If the teacher has no vector for some text.
+        Clustering texts are read for their topic (section 5.3). Raises BadInput if the teacher has
+        no vector for some text.
         """
         view: View = (
             "topic"

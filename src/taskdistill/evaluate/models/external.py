@@ -78,10 +78,8 @@ def parse_spec(text: str) -> ModelSpec:
     """Read what a person wrote for a model.
 
     That is a model folder, a Hub id or `all-MiniLM-L6-v2`; `http(s)://.../v1#model=NAME`; or a
-    folder with vectors.npy or a .parquet file.
-
-    Raises:
-        BadInput: If an option is unknown or malformed, or an endpoint has no model.
+    folder with vectors.npy or a .parquet file. Raises BadInput if an option is unknown or
+    malformed, or an endpoint has no model.
     """
     place, _, option_text = text.partition("#") if not Path(text).exists() else (text, "", "")
     if place.startswith(("http://", "https://")):
@@ -122,13 +120,10 @@ def open_model(
 ) -> Embedder:
     """Open any model for evaluation, under `spec.name`.
 
-    Args:
-        memory: Folder of what endpoints answered before, so that a changed model is noticed.
-        environment: Where `key_env` is looked up.
-        device: Of a local model, see `Encoder.load`; `dtype` likewise.
-
-    Raises:
-        BadInput: If there is no such model, or it needs a package or key that is not there.
+    `memory`: folder of what endpoints answered before, so that a changed model is noticed.
+    `environment`: where `key_env` is looked up. `device`: of a local model, see `Encoder.load`;
+    `dtype` likewise. Raises BadInput if there is no such model, or it needs a package or key that
+    is not there.
     """
     if spec.kind == "endpoint":
         key_name, key = spec.options.get("key_env"), None
@@ -229,10 +224,8 @@ class VectorsEmbedder:
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
         """Look float32 (n, dim) unit rows up; a text has one vector for all tasks.
 
-        The prompt of the role, if the options have one, stands before each text on disk.
-
-        Raises:
-            BadInput: If a text has no vector.
+        The prompt of the role, if the options have one, stands before each text on disk. Raises
+        BadInput if a text has no vector.
         """
         read = [self.prompts[prompt_name] + text for text in texts]
         missing = [
@@ -264,8 +257,7 @@ class SentenceTransformersEmbedder:
     def __init__(self, name: str, folder: Path, *, device: str = AUTO, dtype: str = AUTO) -> None:
         """Load the model.
 
-        Raises:
-            BadInput: If sentence-transformers is not installed or cannot load the folder.
+        Raises BadInput if sentence-transformers is not installed or cannot load the folder.
         """
         require_extra("sentence_transformers", "st", f"model {folder}")
         from sentence_transformers import SentenceTransformer

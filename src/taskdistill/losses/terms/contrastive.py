@@ -21,17 +21,11 @@ def info_nce(
     """InfoNCE of queries against candidate documents (section 5.1).
 
     Large problems are computed by row chunks with the gradient taken in the forward pass; see
-    `streaming_info_nce`.
-
-    Args:
-        queries: Unit rows, `(B, D)`.
-        documents: Unit rows, `(M, D)`: every query's positive and all negatives.
-        positives: Row of each query's positive in `documents`, `(B,)` of int64.
-        excluded: `(B, M)` of bool, true where a candidate is no negative; a query's positive is
-            never excluded.
-
-    Returns:
-        Scalar, the mean over queries of minus the log-probability of the positive.
+    `streaming_info_nce`. `queries`: unit rows, `(B, D)`. `documents`: unit rows, `(M, D)`: every
+    query's positive and all negatives. `positives`: row of each query's positive in `documents`,
+    `(B,)` of int64. `excluded`: `(B, M)` of bool, true where a candidate is no negative; a query's
+    positive is never excluded. Returns scalar, the mean over queries of minus the log-probability
+    of the positive.
     """
     if queries.shape[0] * documents.shape[0] > STREAM_ABOVE:
         return streaming_info_nce(queries, documents, positives, temperature, excluded)
@@ -55,11 +49,9 @@ def streaming_info_nce(
 ) -> Tensor:
     """`info_nce` in memory for `chunk` rows of similarities instead of all B.
 
-    Args:
-        queries: Unit rows, `(B, D)`.
-        documents: Unit rows, `(M, D)`.
-        temperature: Positive scalar; learnable if it is a tensor that requires a gradient.
-        excluded: `(B, M)` of bool, or None.
+    `queries`: unit rows, `(B, D)`. `documents`: unit rows, `(M, D)`. `temperature`: positive
+    scalar; learnable if it is a tensor that requires a gradient. `excluded`: `(B, M)` of bool, or
+    None.
     """
     tau = temperature if isinstance(temperature, Tensor) else queries.new_tensor(temperature)
     value: Tensor = _StreamingInfoNCE.apply(queries, documents, positives, tau, excluded, chunk)  # type: ignore[no-untyped-call]
@@ -140,21 +132,14 @@ def sharpened_info_nce(
 ) -> Tensor:
     """InfoNCE that looks harder at what is hard.
 
-    With every setting at zero it is `losses.info_nce`.
-
-    Args:
-        queries: Unit rows, `(B, D)`.
-        documents: Unit rows, `(M, D)`.
-        positives: Row of each query's positive, `(B,)`.
-        excluded: `(B, M)` of bool, true where a candidate is no negative.
-        focal: Exponent g of the weight `(1 - p)^g` of a query, p the probability of its positive
-            (KaLM); the weights carry gradients.
-        hardness: Factor a of the weight `exp(a similarity)` of a hard negative in the sum, without
-            gradient (EmbeddingGemma).
-        hard: `(B, M)` of bool, true where a document is a hard negative of the query's own; needed
-            with `hardness`.
-        mixed: Further negatives of each query's own, unit rows, `(B, S, D)`, from
-            `mixed_negatives`.
+    With every setting at zero it is `losses.info_nce`. `queries`: unit rows, `(B, D)`. `documents`:
+    unit rows, `(M, D)`. `positives`: row of each query's positive, `(B,)`. `excluded`: `(B, M)` of
+    bool, true where a candidate is no negative. `focal`: exponent g of the weight `(1 - p)^g` of a
+    query, p the probability of its positive (KaLM); the weights carry gradients. `hardness`: factor
+    a of the weight `exp(a similarity)` of a hard negative in the sum, without gradient
+    (EmbeddingGemma). `hard`: `(B, M)` of bool, true where a document is a hard negative of the
+    query's own; needed with `hardness`. `mixed`: further negatives of each query's own, unit rows,
+    `(B, S, D)`, from `mixed_negatives`.
     """
     similarities = queries @ documents.T
     logits = similarities / temperature
@@ -183,17 +168,11 @@ def mixed_negatives(
 ) -> Tensor:
     """Make negatives between negatives.
 
-    Of each query, two of its hard negatives mixed by a draw from Beta(2, 2) (KaLM).
-
-    Args:
-        documents: Hard negatives, unit rows, `(H, D)`.
-        owners: Query of each, `(H,)`.
-        mixes: Negatives made for each query.
-        generator: Source of the draws; None for torch's own.
-
-    Returns:
-        Unit rows `(B, mixes, D)`; zero where a query has fewer than two hard negatives. Gradients
-        flow into both sides of a mix.
+    Of each query, two of its hard negatives mixed by a draw from Beta(2, 2) (KaLM). `documents`:
+    hard negatives, unit rows, `(H, D)`. `owners`: query of each, `(H,)`. `mixes`: negatives made
+    for each query. `generator`: source of the draws; None for torch's own. Returns unit rows `(B,
+    mixes, D)`; zero where a query has fewer than two hard negatives. Gradients flow into both sides
+    of a mix.
     """
     out = documents.new_zeros(count, mixes, documents.shape[1])
     rows, places = list[Tensor](), list[tuple[int, int]]()
@@ -222,9 +201,8 @@ def _beta(generator: torch.Generator | None) -> float:
 def sign_straight_through(vectors: Tensor) -> Tensor:
     """Binary codes forward, the identity backward (quantisation-aware training; ours).
 
-    Returns:
-        `(N, D)` of plus or minus one over the root of D, so that rows have unit length and a dot
-        product is the share of equal bits, scaled to -1 to 1. The gradient is that of `vectors`.
+    Returns `(N, D)` of plus or minus one over the root of D, so that rows have unit length and a
+    dot product is the share of equal bits, scaled to -1 to 1. The gradient is that of `vectors`.
     """
     codes: Tensor = torch.where(vectors > 0, 1.0, -1.0).to(vectors.dtype) / vectors.shape[-1] ** 0.5
     straight: Tensor = vectors + (codes - vectors).detach()
@@ -239,11 +217,8 @@ def int8_straight_through(vectors: Tensor) -> Tensor:
     """Int8 codes forward, the identity backward (quantisation-aware training; ours).
 
     Each dimension has the range of the batch, as stored vectors have that of the calibration texts
-    (`compress.Int8Ranges`).
-
-    Returns:
-        `(N, D)`: what the codes of the unit rows stand for, scaled to unit length. The gradient is
-        that of `vectors` scaled to unit length.
+    (`compress.Int8Ranges`). Returns `(N, D)`: what the codes of the unit rows stand for, scaled to
+    unit length. The gradient is that of `vectors` scaled to unit length.
     """
     unit = normalize(vectors)
     low, high = unit.detach().amin(0), unit.detach().amax(0)

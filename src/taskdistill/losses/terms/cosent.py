@@ -13,14 +13,9 @@ from taskdistill.types import RowKind
 def cosent(similarities: Tensor, scores: Tensor, temperature: float = 0.05) -> Tensor:
     """CoSENT: every pair of pairs in the wrong order costs (section 5.2, the standard form).
 
-    Args:
-        similarities: Cosine of each text pair, `(B,)`.
-        scores: Gold score of each pair, `(B,)`.
-
-    Returns:
-        Scalar: the log of one plus the sum of exponentials of `(similarity_j - similarity_i) /
-            temperature` over all
-        pairs with `score_i > score_j`; 0 if no such pair exists.
+    `similarities`: cosine of each text pair, `(B,)`. `scores`: gold score of each pair, `(B,)`.
+    Returns scalar: the log of one plus the sum of exponentials of `(similarity_j - similarity_i) /
+    temperature` over all pairs with `score_i > score_j`; 0 if no such pair exists.
     """
     scaled = similarities / temperature
     differences = scaled[None, :] - scaled[:, None]

@@ -17,10 +17,9 @@ def embedding_distance(
 ) -> Tensor:
     """Cosine distance to the teacher's vectors, `1 - cos` (section 4.2).
 
-    Args:
-        projected: Student vectors in the teacher's space, `(N, T)`, any length.
-        targets: Teacher vectors, `(N, T)`, any length.
-        reduction: `mean` over the N texts, or the `sum` that the paper prints.
+    `projected`: Student vectors in the teacher's space, `(N, T)`, any length. `targets`: teacher
+    vectors, `(N, T)`, any length. `reduction`: `mean` over the N texts, or the `sum` that the paper
+    prints.
     """
     distances = 1 - (normalize(projected) * normalize(targets)).sum(-1)
     return distances.mean() if reduction == "mean" else distances.sum()
@@ -36,14 +35,10 @@ def teachers_distance(
 ) -> Tensor:
     """Cosine distance to several teachers, of which some may lack some texts (ours).
 
-    Args:
-        projected: Student vectors in the teachers' spaces side by side, `(N, T1 + T2 + ...)`.
-        apart: Whether each teacher has a cosine of its own, of which the mean is taken; otherwise
-            the unit vectors side by side are one target.
-        reduction: `mean` over the N texts, or `sum`.
-
-    Returns:
-        Scalar. Only the parts that a text has count; a text that has none gives 0.
+    `projected`: Student vectors in the teachers' spaces side by side, `(N, T1 + T2 + ...)`.
+    `apart`: whether each teacher has a cosine of its own, of which the mean is taken; otherwise the
+    unit vectors side by side are one target. `reduction`: `mean` over the N texts, or `sum`.
+    Returns scalar. Only the parts that a text has count; a text that has none gives 0.
     """
     student_parts, teacher_parts = (
         torch.split(projected, list(widths), dim=1),
@@ -70,12 +65,8 @@ def teachers_distance(
 def l2_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Euclidean distance of unit vectors, as LEAF (arXiv 2509.12539) distils.
 
-    Args:
-        student: `(N, D)`, any length.
-        teacher: `(N, D)`, any length.
-
-    Returns:
-        Scalar, the mean over the N texts of the length of the difference.
+    `student`: `(N, D)`, any length. `teacher`: `(N, D)`, any length. Returns scalar, the mean over
+    the N texts of the length of the difference.
     """
     lengths: Tensor = (normalize(student) - normalize(teacher).detach()).norm(dim=1)
     return lengths.mean()
@@ -89,16 +80,10 @@ def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
 def hidden_distance(student: Tensor, teacher: Tensor, layers: list[int] | None = None) -> Tensor:
     """Match unit hidden states of chosen layers (TinyBERT, arXiv 1909.10351).
 
-    It needs a teacher at work beside the student; stored vectors hold no layers.
-
-    Args:
-        student: `(S, N, D)`: states of the student's layers.
-        teacher: `(L, N, D)`: states of the teacher's layers.
-        layers: The teacher's layer for each of the student's; None spreads them evenly, the last
-            with the last.
-
-    Returns:
-        Scalar, the mean squared distance over layers and tokens.
+    It needs a teacher at work beside the student; stored vectors hold no layers. `student`: `(S, N,
+    D)`: states of the student's layers. `teacher`: `(L, N, D)`: states of the teacher's layers.
+    `layers`: the teacher's layer for each of the student's; None spreads them evenly, the last with
+    the last. Returns scalar, the mean squared distance over layers and tokens.
     """
     chosen = (
         layers

@@ -24,16 +24,10 @@ def list_kl(
 ) -> Tensor:
     """KL divergence over each query's candidate documents (KaLM, arXiv 2506.20923).
 
-    Args:
-        student_queries: Unit rows, `(B, D)`.
-        student_documents: Unit rows, `(M, D)`.
-        teacher_queries: Unit rows, `(B, T)`.
-        teacher_documents: Unit rows, `(M, T)`.
-        excluded: `(B, M)` of bool, true where a document is no candidate.
-
-    Returns:
-        Scalar: the sum over candidates of `p (log p - log q)`, p the teacher's, averaged over the B
-            queries.
+    `student_queries`: unit rows, `(B, D)`. `student_documents`: unit rows, `(M, D)`.
+    `teacher_queries`: unit rows, `(B, T)`. `teacher_documents`: unit rows, `(M, T)`. `excluded`:
+    `(B, M)` of bool, true where a document is no candidate. Returns scalar: the sum over candidates
+    of `p (log p - log q)`, p the teacher's, averaged over the B queries.
     """
     got = student_queries @ student_documents.T / temperature
     requested = (teacher_queries @ teacher_documents.T / temperature).detach()
@@ -62,12 +56,9 @@ def teacher_info_nce(
 
     A cosine alone lets all vectors drift towards the mean of the teacher's; here a text has to be
     nearer to its own teacher vector than to those of the other texts. Texts for which the teacher
-    read the same one are no negatives of each other.
-
-    Args:
-        chosen: Pooled vectors of the compared texts, `(n, D)`.
-        read: Number of the text that the teacher read for each, `(n,)`.
-        target: The teacher's vectors, `(n, T)`.
+    read the same one are no negatives of each other. `chosen`: pooled vectors of the compared
+    texts, `(n, D)`. `read`: number of the text that the teacher read for each, `(n,)`. `target`:
+    the teacher's vectors, `(n, T)`.
     """
     positives = torch.arange(len(read), device=chosen.device)
     same = read[:, None] == read[None, :]

@@ -13,12 +13,7 @@ def gor(vectors: Tensor) -> Tensor:
     """Global orthogonal regulariser (GOR): mean squared similarity of different rows (section 5.1).
 
     Only the second moment of the original spread-out regulariser: no squared mean, no hinge at 1/D.
-
-    Args:
-        vectors: Unit rows, `(B, D)`, B at least 2.
-
-    Returns:
-        Scalar between 0 and 1.
+    `vectors`: unit rows, `(B, D)`, B at least 2. Returns scalar between 0 and 1.
     """
     count = vectors.shape[0]
     squares = (vectors @ vectors.T).square()
@@ -28,13 +23,9 @@ def gor(vectors: Tensor) -> Tensor:
 def gor_hinged(vectors: Tensor) -> Tensor:
     """Spread-out regularizer with mean and hinge (arXiv 1708.06320); `gor` has neither.
 
-    Args:
-        vectors: Unit rows, `(B, D)`, B at least 2.
-
-    Returns:
-        Scalar: the squared mean of the similarities of different rows, plus by how much the mean of
-            their squares exceeds 1 / D, the
-        value of random directions.
+    `vectors`: unit rows, `(B, D)`, B at least 2. Returns scalar: the squared mean of the
+    similarities of different rows, plus by how much the mean of their squares exceeds 1 / D, the
+    value of random directions.
     """
     count, width = vectors.shape
     similarities = vectors @ vectors.T
@@ -47,13 +38,8 @@ def mean_vector_penalty(vectors: Tensor) -> Tensor:
     """Squared length of the mean of unit rows: how far they lie to one side (ours).
 
     Sign bits tell texts apart only where a coordinate is above zero for some and below for others.
-    Queries and documents have means of their own, so this is taken of each side.
-
-    Args:
-        vectors: Unit rows, `(B, D)`.
-
-    Returns:
-        Scalar between 0 and 1; for random directions 1 / B.
+    Queries and documents have means of their own, so this is taken of each side. `vectors`: unit
+    rows, `(B, D)`. Returns scalar between 0 and 1; for random directions 1 / B.
     """
     return vectors.mean(0).square().sum()
 

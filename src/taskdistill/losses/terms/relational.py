@@ -12,16 +12,10 @@ from taskdistill.types import RowKind
 def relational_distance(student: Tensor, reference: Tensor, mean_gradient: bool = True) -> Tensor:
     """Match the distances among texts, each matrix divided by its own mean (section 5.4).
 
-    Args:
-        student: Unit rows with the adapter on, `(N, D)`.
-        reference: Unit rows of the same texts without adapter, `(N, D')`; no gradient flows into
-            them.
-        mean_gradient: Whether the gradient flows through the mean of the student's matrix; the
-            paper does not say.
-
-    Returns:
-        Scalar, the mean over all N x N entries of the squared difference. The means include the
-        zero diagonal.
+    `student`: unit rows with the adapter on, `(N, D)`. `reference`: unit rows of the same texts
+    without adapter, `(N, D')`; no gradient flows into them. `mean_gradient`: whether the gradient
+    flows through the mean of the student's matrix; the paper does not say. Returns scalar, the mean
+    over all N x N entries of the squared difference. The means include the zero diagonal.
     """
     distances = 1 - student @ student.T
     targets = (1 - reference @ reference.T).detach()

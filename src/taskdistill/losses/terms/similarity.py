@@ -18,15 +18,9 @@ from taskdistill.tasks import Task
 def score_distill(student: Tensor, teacher: Tensor, temperature: float = 0.02) -> Tensor:
     """Match softmaxed similarities among the texts of one side.
 
-    Section 7.1; sum this over both sides.
-
-    Args:
-        student: Unit rows, `(B, D)`.
-        teacher: Unit rows of the same texts, `(B, T)`.
-
-    Returns:
-        Scalar: the sum over candidates of squared probability differences, averaged over the B
-            rows.
+    Section 7.1; sum this over both sides. `student`: unit rows, `(B, D)`. `teacher`: unit rows of
+    the same texts, `(B, T)`. Returns scalar: the sum over candidates of squared probability
+    differences, averaged over the B rows.
     """
     got = torch.softmax(student @ student.T / temperature, dim=1)
     requested = torch.softmax(teacher @ teacher.T / temperature, dim=1).detach()
@@ -42,15 +36,10 @@ def score_kl(
 
     `losses.score_distill` keeps a text's cosine with itself in its softmax; at a low temperature
     that one takes all the probability and hardly any gradient is left. Here a text is no candidate
-    of its own, and the divergence does not fade where one candidate wins.
-
-    Args:
-        same: `(N, N)` of bool, true where two texts are one and the same to the teacher, the
-            diagonal included; None: the diagonal alone.
-
-    Returns:
-        Scalar: the sum over candidates of `p (log p - log q)`, p the teacher's, averaged over the N
-            texts; 0 if no text has a candidate.
+    of its own, and the divergence does not fade where one candidate wins. `same`: `(N, N)` of bool,
+    true where two texts are one and the same to the teacher, the diagonal included; None: the
+    diagonal alone. Returns scalar: the sum over candidates of `p (log p - log q)`, p the teacher's,
+    averaged over the N texts; 0 if no text has a candidate.
     """
     s, t = normalize(student), normalize(teacher).detach()
     excluded = torch.eye(len(s), dtype=torch.bool, device=s.device) if same is None else same
@@ -70,8 +59,7 @@ def score_kl(
 def similarity_matrix(student: Tensor, teacher: Tensor) -> Tensor:
     """Match the cosines among the texts (Jasper, arXiv 2412.19048).
 
-    Returns:
-        Scalar, the mean over all N x N entries of the squared difference.
+    Returns scalar, the mean over all N x N entries of the squared difference.
     """
     s, t = normalize(student), normalize(teacher).detach()
     return (s @ s.T - t @ t.T).square().mean()
@@ -90,16 +78,10 @@ def relative_similarity(
     Of two pairs of texts, the teacher's closer one stays closer (Jasper), on sampled couples.
 
     All couples of pairs would be a matrix of (N (N - 1) / 2) squared numbers: 68 GB at N = 512. So
-    couples are drawn.
-
-    Args:
-        student: `(N, D)`, N at least 3.
-        margin: By how much the student's cosines must differ.
-        generator: Source of the draw; None for torch's own.
-
-    Returns:
-        Scalar, the mean over couples of `relu(margin - (closer - farther))` in the student's
-        cosines. Couples that the teacher holds equal cost nothing and count.
+    couples are drawn. `student`: `(N, D)`, N at least 3. `margin`: by how much the student's
+    cosines must differ. `generator`: source of the draw; None for torch's own. Returns scalar, the
+    mean over couples of `relu(margin - (closer - farther))` in the student's cosines. Couples that
+    the teacher holds equal cost nothing and count.
     """
     s, t = normalize(student), normalize(teacher).detach()
     rows, columns = torch.triu_indices(len(s), len(s), offset=1, device=s.device)
@@ -117,10 +99,7 @@ def relative_similarity(
 def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Relational knowledge distillation by distances (arXiv 1904.05068).
 
-    Euclidean, divided by their mean, under Huber's loss.
-
-    Args:
-        student: `(N, D)`, N at least 2.
+    Euclidean, divided by their mean, under Huber's loss. `student`: `(N, D)`, N at least 2.
     """
     return F.smooth_l1_loss(
         _scaled_distances(normalize(student)), _scaled_distances(normalize(teacher)).detach()
@@ -132,16 +111,10 @@ def rkd_angle(
 ) -> Tensor:
     """Relational knowledge distillation by angles (arXiv 1904.05068).
 
-    The cosine at each text between two others, under Huber's loss.
-
-    Args:
-        student: `(N, D)`, N at least 3.
-        corners: Texts taken as corners, drawn without replacement; all of them would take N cubed
-            numbers.
-        generator: Source of the draw; None for torch's own.
-
-    Returns:
-        Scalar, the mean over corners and pairs of different other texts.
+    The cosine at each text between two others, under Huber's loss. `student`: `(N, D)`, N at least
+    3. `corners`: texts taken as corners, drawn without replacement; all of them would take N cubed
+    numbers. `generator`: source of the draw; None for torch's own. Returns scalar, the mean over
+    corners and pairs of different other texts.
     """
     chosen = torch.randperm(len(student), generator=generator)[:corners].to(student.device)
     keep = _other_pairs(len(student), chosen)

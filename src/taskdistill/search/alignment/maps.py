@@ -103,14 +103,9 @@ class AlignedEncoder:
     ) -> None:
         """Wrap a model.
 
-        Args:
-            mapping: From the model's vectors to the index's.
-            space_id: Space of the index.
-            model_hash: Hash of the model that the map was fitted to.
-            task: The new model's adapter; None for its base.
-
-        Raises:
-            BadInput: If the map is of another model.
+        `mapping`: from the model's vectors to the index's. `space_id`: space of the index.
+        `model_hash`: hash of the model that the map was fitted to. `task`: the new model's adapter;
+        None for its base. Raises BadInput if the map is of another model.
         """
         if encoder.model_hash != model_hash and model_hash not in getattr(encoder, "extends", ()):
             raise BadInput(
@@ -133,9 +128,8 @@ class AlignedEncoder:
     ) -> NDArray[Any]:
         """Embed texts into the old space: `(N, E)` unit rows.
 
-        Args:
-            task: The index's; the new model uses its own.
-            prompt_name: Which of the new model's prompts goes before every text.
+        `task`: the index's; the new model uses its own. `prompt_name`: which of the new model's
+        prompts goes before every text.
         """
         if truncate_dim not in (None, self.embedding_dim) or precision != Precision.FLOAT32:
             raise BadInput(
@@ -166,11 +160,9 @@ def fit_maps(
 ) -> list[FittedMap]:
     """Fit maps and score them on held-out texts, best first.
 
-    Args:
-        new_ND: Unit rows of the new model.
-        old_NE: Unit rows of the old one, of the same texts.
-        kind: One of `KINDS`, or `best` for all of them.
-        seed: Decides which texts are held out, and the residual network.
+    `new_ND`: unit rows of the new model. `old_NE`: unit rows of the old one, of the same texts.
+    `kind`: one of `KINDS`, or `best` for all of them. `seed`: decides which texts are held out, and
+    the residual network.
     """
     if kind not in (*KINDS, "best"):
         raise BadInput(f"unknown map {kind!r}{did_you_mean(kind, (*KINDS, 'best'))}")
@@ -230,10 +222,8 @@ def procrustes(new_ND: Floats, old_NE: Floats) -> AlignmentMap:
 def low_rank(new_ND: Floats, old_NE: Floats, rank: int, ridge: float) -> AlignmentMap:
     """Fit an affine map of limited rank by ridge regression.
 
-    It is cut to the directions of its predictions that vary most.
-
-    Args:
-        ridge: Added to the diagonal, as a share of the mean variance times rows.
+    It is cut to the directions of its predictions that vary most. `ridge`: added to the diagonal,
+    as a share of the mean variance times rows.
     """
     mean_D, mean_E = new_ND.mean(0, dtype=np.float64), old_NE.mean(0, dtype=np.float64)
     x_ND, y_NE = new_ND - mean_D, old_NE - mean_E

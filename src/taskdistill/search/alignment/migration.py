@@ -64,13 +64,8 @@ def sample_pairs(
 ) -> tuple[Floats, Floats]:
     """Embed some of an index's passages with the new model, beside the vectors that it keeps.
 
-    Args:
-        index: The old index.
-        task: The new model's adapter; None for its base.
-        count: Passages, at most.
-
-    Returns:
-        New vectors `(n, d)` and old vectors `(n, e)`, unit rows.
+    `index`: the old index. `task`: the new model's adapter; None for its base. `count`: passages,
+    at most. Returns new vectors `(n, d)` and old vectors `(n, e)`, unit rows.
     """
     snapshot = index.snapshot
     rows = np.sort(np.random.default_rng(seed).permutation(snapshot.rows())[:count])
@@ -152,14 +147,10 @@ class Migration:
     ) -> list[Hit]:
         """Search by the state of the migration.
 
-        Args:
-            old: The old index; needed but for the state `new`.
-            new: The new index; needed for the state `new`.
-            encoder: The old model in the state `old`, otherwise the new one.
-
-        Returns:
-            Hits, best first. Over both, scores of the old space are carried to the new one's scale
-            by the line fitted on the sample.
+        `old`: the old index; needed but for the state `new`. `new`: the new index; needed for the
+        state `new`. `encoder`: the old model in the state `old`, otherwise the new one. Returns
+        hits, best first. Over both, scores of the old space are carried to the new one's scale by
+        the line fitted on the sample.
         """
         if self.state == "new":
             assert new is not None
@@ -212,15 +203,9 @@ def calibrate(
 ) -> tuple[float, float]:
     """Fit the line from cosines of mapped vectors in the old space to cosines in the new one.
 
-    It is fitted on near pairs of the sample, which are what a search compares.
-
-    Args:
-        new: New vectors of the sample.
-        old: Old vectors of the sample.
-        seed: Of the texts that act as queries.
-
-    Returns:
-        Slope and intercept.
+    It is fitted on near pairs of the sample, which are what a search compares. `new`: new vectors
+    of the sample. `old`: old vectors of the sample. `seed`: of the texts that act as queries.
+    Returns slope and intercept.
     """
     queries = np.random.default_rng(seed).permutation(len(new))[:CALIBRATION_QUERIES]
     cosines = new[queries] @ new.T
@@ -254,9 +239,8 @@ def read_migration(path: Path) -> Migration:
 def set_state(migration: Migration, state: str, old: Index, new: Index | None) -> None:
     """Change what answers; the old index is never touched, so every step can be taken back.
 
-    Raises:
-        BadInput: If the state is unknown.
-        WorkFailed: If the new index does not hold every document of the old one yet.
+    Raises BadInput if the state is unknown. Raises WorkFailed if the new index does not hold every
+    document of the old one yet.
     """
     if state not in STATES:
         raise BadInput(f"unknown state {state!r}{did_you_mean(state, STATES)}")

@@ -79,9 +79,8 @@ Writers = Mapping[str, Callable[[Path], None]]
 def writing(path: Path) -> Iterator[None]:
     """Hold the writer's lock on an index; what a killed writer left half-written is removed first.
 
-    Raises:
-        BadInput: If a part of the folder is a link or of another kind than an index has.
-        WorkFailed: If another process writes, or the folder cannot be written.
+    Raises BadInput if a part of the folder is a link or of another kind than an index has. Raises
+    WorkFailed if another process writes, or the folder cannot be written.
     """
     with ExitStack() as stack:
         with disk_errors(path):
@@ -96,9 +95,8 @@ def writing(path: Path) -> Iterator[None]:
 def commit(snapshot: Snapshot, writers: Writers, **changes: Any) -> None:
     """Write new parts and acknowledge them as the next generation, or leave nothing of them.
 
-    Args:
-        writers: Parts under names that are free: see `free_number`.
-        **changes: Fields of the manifest.
+    `writers`: parts under names that are free: see `free_number`. `**changes`: fields of the
+    manifest.
     """
     path, manifest = snapshot.path, snapshot.manifest
     journal = {
@@ -247,8 +245,7 @@ def _hash(body: Mapping[str, Any]) -> str:
 def free_number(path: Path, kind: str, first: int) -> int:
     """Return the first number from `first` on under which nothing lies, not even what is not ours.
 
-    Args:
-        kind: `segments` or `bm25`.
+    `kind`: `segments` or `bm25`.
     """
     while os.path.lexists(path / kind / f"{first:08}"):
         first += 1
@@ -264,13 +261,8 @@ def new_segment(path: Path, first: int, *, documents: int, rows: int) -> Segment
 def append(snapshot: Snapshot, documents: Sequence[Document], spans: Rows, vectors: Floats) -> int:
     """Add documents as a new segment, replacing those with the same ids in the same commit.
 
-    Args:
-        documents: Documents with distinct ids.
-        spans: `(rows, 3)` document, start, end of each passage.
-        vectors: `(rows, dim)` unit rows.
-
-    Returns:
-        How many documents were replaced.
+    `documents`: documents with distinct ids. `spans`: `(rows, 3)` document, start, end of each
+    passage. `vectors`: `(rows, dim)` unit rows. Returns how many documents were replaced.
     """
     manifest = snapshot.manifest
     settings, ranges = manifest.settings, manifest.ranges
@@ -356,9 +348,8 @@ def merge(snapshot: Snapshot, positions: Sequence[int]) -> None:
 def due_merge(manifest: Manifest) -> list[int]:
     """Find segments to merge, so that many small writes do not leave many small segments.
 
-    Returns:
-        Positions of the first `FANOUT` segments of one size class (a power of `FANOUT` rows), or
-        none.
+    Returns positions of the first `FANOUT` segments of one size class (a power of `FANOUT` rows),
+    or none.
     """
     # Merging equals with equals writes each passage about log(rows) times in all.
     tiers: dict[int, list[int]] = {}
@@ -374,10 +365,8 @@ def due_merge(manifest: Manifest) -> list[int]:
 def due_compaction(snapshot: Snapshot) -> list[int]:
     """Find the next segments that compacting merges.
 
-    They are neighbours that fit in one segment, or one with deleted documents.
-
-    Returns:
-        Positions, or none if the index is compact.
+    They are neighbours that fit in one segment, or one with deleted documents. Returns positions,
+    or none if the index is compact.
     """
     group: list[int] = []
     for at, segment in enumerate(snapshot.segments):

@@ -40,9 +40,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 def check_parts(path: Path) -> None:
     """Refuse to write to an index of which a part lies elsewhere: that is somebody else's.
 
-    Raises:
-        BadInput: If its manifest, its journal, a folder of it or a file that the manifest lists is
-            a link or no plain file or folder, or the index is write-protected.
+    Raises BadInput if its manifest, its journal, a folder of it or a file that the manifest lists
+    is a link or no plain file or folder, or the index is write-protected.
     """
     for name in _PARTS:
         _check_kind(path / name, stat.S_ISDIR, "folder")
@@ -99,9 +98,8 @@ def check_target(path: Path) -> bool:
 def create_index(path: Path, manifest: Manifest) -> None:
     """Write the first generation into a folder that does not exist or is empty.
 
-    Raises:
-        BadInput: If something is there.
-        WorkFailed: If it cannot be written; nothing is left of it then.
+    Raises BadInput if something is there. Raises WorkFailed if it cannot be written; nothing is
+    left of it then.
     """
     new_folders = missing_folders(path)
 
@@ -138,9 +136,8 @@ def remove_new_index(path: Path, new_folders: Sequence[Path]) -> None:
 def remove_index(path: Path) -> None:
     """Remove the files of an index's manifest, and the folders in which nothing is left then.
 
-    Raises:
-        BadInput: If it is no index, or a part of it lies elsewhere.
-        WorkFailed: If another process writes.
+    Raises BadInput if it is no index, or a part of it lies elsewhere. Raises WorkFailed if another
+    process writes.
     """
     check_parts(path)
     with disk_errors(path), writer_lock(path / LOCK):

@@ -29,12 +29,8 @@ class Segment:
     def __init__(self, path: Path, manifest: Manifest, entry: SegmentEntry, *, full: bool) -> None:
         """Map the files of a segment of an index.
 
-        Args:
-            full: Whether to hash the files, not only to compare sizes.
-
-        Raises:
-            BadInput: If a file is damaged.
-            FileNotFoundError: If a file is missing.
+        `full`: whether to hash the files, not only to compare sizes. Raises BadInput if a file is
+        damaged. Raises FileNotFoundError if a file is missing.
         """
         self.entry = entry
         self.content = manifest.content_of(entry)
@@ -104,11 +100,8 @@ class Segment:
     def find(self, ids: Sequence[str], hashes: NDArray[np.uint64]) -> dict[str, tuple[int, int]]:
         """Look up live documents.
 
-        Args:
-            hashes: `id_hash` of each id.
-
-        Returns:
-            Id to number of the document in this segment and hash of its content, for those here.
+        `hashes`: `id_hash` of each id. Returns id to number of the document in this segment and
+        hash of its content, for those here.
         """
         first = np.searchsorted(self._keys[0], hashes, side="left")
         last = np.searchsorted(self._keys[0], hashes, side="right")

@@ -138,9 +138,7 @@ def write_segment(
 ) -> None:
     """Write the files of a segment; memory is bounded by the largest block and the keys.
 
-    Args:
-        rows: Passages in all blocks.
-        documents: Documents in all blocks.
+    `rows`: passages in all blocks. `documents`: documents in all blocks.
     """
     keys = np.empty((3, documents), np.uint64)
     start = 0

@@ -70,9 +70,8 @@ class Snapshot:
     def allowed(self, filter: Filter | None) -> list[Rows | None]:
         """Evaluate a filter.
 
-        Returns:
-            For each segment the rows, numbered within it, that may be found; None for all that
-            live.
+        Returns for each segment the rows, numbered within it, that may be found; None for all that
+        live.
         """
         conditions = parse_filter(filter)
         if not conditions:
@@ -94,8 +93,7 @@ class Snapshot:
     def find(self, ids: Iterable[str]) -> dict[str, tuple[int, int, int]]:
         """Look up documents; unknown ids are left out.
 
-        Returns:
-            Id to position of the segment, number of the document in it and hash of its content.
+        Returns id to position of the segment, number of the document in it and hash of its content.
         """
         names = list(ids)
         hashes = np.array([id_hash(name) for name in names], np.uint64)
@@ -108,8 +106,7 @@ class Snapshot:
     def vectors(self, rows: Rows) -> NDArray[Any]:
         """Return the vectors of rows in the precision they are kept in.
 
-        Raises:
-            BadInput: If the index keeps none.
+        Raises BadInput if the index keeps none.
         """
         settings = self.manifest.settings
         if settings.rescore == "none":
@@ -135,8 +132,7 @@ class Snapshot:
     def hits(self, rows: Rows, scores: Floats | None = None) -> list[Hit]:
         """Say what rows are, in their order.
 
-        Args:
-            scores: `(rows,)`; zeros where the ranking is not of interest.
+        `scores`: `(rows,)`; zeros where the ranking is not of interest.
         """
         if scores is None:
             scores = np.zeros(len(rows), np.float32)
@@ -156,10 +152,8 @@ class Snapshot:
 def open_snapshot(path: Path, *, full: bool = True, previous: Snapshot | None = None) -> Snapshot:
     """Open the current generation of an index.
 
-    Args:
-        full: Whether to hash every file, not only to compare sizes.
-        previous: An older generation, whose segments stay open where their files are the same by
-            their hashes.
+    `full`: whether to hash every file, not only to compare sizes. `previous`: an older generation,
+    whose segments stay open where their files are the same by their hashes.
     """
     open_segments = {} if previous is None else {each.content: each for each in previous.segments}
     for _ in range(_ATTEMPTS):

@@ -1,4 +1,6 @@
-"""POST /v1/embeddings as OpenAI and Jina have it, POST /embed as text-embeddings-inference has it, GET /v1/models."""
+"""POST /v1/embeddings as OpenAI and Jina have it, POST /embed as text-embeddings-inference has it,
+GET /v1/models.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,7 @@ Result = TypeVar("Result")
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """Do something, and stop when the client leaves.
 
-    Raises:
-        ApiError: 499, which nobody reads, if the client has left.
+    Raises ApiError 499, which nobody reads, if the client has left.
     """
 
     async def left() -> None:
@@ -109,7 +110,9 @@ def add_routes(app: FastAPI, site: Site) -> None:
 
     @app.post(TEI_PATH, openapi_extra=_takes(TeiRequest), response_class=Response, tags=["embed"])
     async def embed(request: Request) -> Response:
-        """Embed texts; as text-embeddings-inference's route of this name. The reply is a bare list of vectors."""
+        """Embed texts; as text-embeddings-inference's route of this name. The reply is a bare list
+        of vectors.
+        """
         if holder.now.batcher.full:
             raise overloaded(1)
         fields = parse(TeiRequest, await site.bodies.json(request))

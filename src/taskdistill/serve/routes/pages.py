@@ -1,4 +1,6 @@
-"""The page to try the model, and the description of the routes: files of this package, no outside requests."""
+"""The page to try the model, and the description of the routes: files of this package, no outside
+requests.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""POST /search over an open index: queries through the queue like all other texts, ranking in threads of its own."""
+"""POST /search over an open index: queries through the queue like all other texts, ranking in
+threads of its own.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ class SearchRequest(RequestBody):
     top_k: int = Field(10, ge=1, le=MOST_HITS, description="Passages a query")
     filter: Any = Field(
         None,
-        description='Conditions on metadata: {"lang": "en", "year": {">=": 2020}} or ["lang=en", "year>=2020"]',
+        description=(
+            'Conditions on metadata: {"lang": "en", "year": {">=": 2020}} or ["lang=en",'
+            ' "year>=2020"]'
+        ),
         json_schema_extra={"type": ["object", "array", "string", "null"]},
     )
     oversample: int | None = Field(
@@ -53,7 +58,9 @@ class SearchRequest(RequestBody):
     )
     refine: bool | None = Field(
         None,
-        description="Whether queries move towards their best passages; as the index is tuned if not given",
+        description=(
+            "Whether queries move towards their best passages; as the index is tuned if not given"
+        ),
     )
 
 
@@ -83,7 +90,8 @@ def add_routes(app: FastAPI, site: Site) -> None:
         if projected and index.settings.task is not None:
             raise ApiError(
                 400,
-                f"the index holds vectors for task {index.settings.task!r}, which a projection does not reach",
+                f"the index holds vectors for task {index.settings.task!r}, which a projection does"
+                " not reach",
             )
         prompt = service.encoder.prompt_text(index.settings.query_prompt)
         task = None if projected else index.settings.task
@@ -120,7 +128,9 @@ def add_routes(app: FastAPI, site: Site) -> None:
 
     @app.post("/search", openapi_extra=takes, response_class=JSONResponse, tags=["search"])
     async def search(request: Request) -> JSONResponse:
-        """Find passages in the index: for each query a list of hits, best first, each with the place it came from."""
+        """Find passages in the index: for each query a list of hits, best first, each with the
+        place it came from.
+        """
         nonlocal running
         open_index = _required(index)
 
@@ -158,8 +168,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
 def conditions_of(value: Any) -> tuple[Condition, ...]:
     """Read the filter of a request, before anything is computed for it.
 
-    Raises:
-        ApiError: 400 if it is no filter.
+    Raises ApiError 400 if it is no filter.
     """
     if not isinstance(value, dict | list | str | type(None)):
         raise ApiError(
