@@ -29,9 +29,9 @@ QUERIES = normalize(
     DOCUMENTS[: 2 * Q : 2] + 0.16 * RNG.standard_normal((Q, DIM)).astype(np.float32)
 )
 DATA = RankingData(
-    {f"d{i}": f"text {i}" for i in range(N)},
-    {f"q{i}": f"query {i}" for i in range(Q)},
-    {f"q{i}": {f"d{2 * i}": 1} for i in range(Q)},
+    documents={f"d{i}": f"text {i}" for i in range(N)},
+    queries={f"q{i}": f"query {i}" for i in range(Q)},
+    qrels={f"q{i}": {f"d{2 * i}": 1} for i in range(Q)},
 )
 ENCODED = EncodedSet({"queries": QUERIES, "documents": DOCUMENTS}, N + Q, 1.0)
 
@@ -129,7 +129,9 @@ def test_pairs_have_no_search_and_no_rescoring():
             DOCUMENTS[:100] + np.linspace(0, 1, 100)[:, None] * RNG.standard_normal((100, DIM))
         ),
     )
-    data = PairData([""] * 100, [""] * 100, np.linspace(1, 0, 100), [""] * 100)
+    data = PairData(
+        first=[""] * 100, second=[""] * 100, scores=np.linspace(1, 0, 100), languages=[""] * 100
+    )
     result = compression_matrix(
         TASK_TYPES["sts"],
         data,

@@ -50,9 +50,9 @@ class Table:
 def parallel(language: str) -> RankingData:
     documents = {f"d{c}": f"{language} {c}" for c in "xyz"}
     return RankingData(
-        documents,
-        {f"q{c}": f"{language}? {c}" for c in "xyz"},
-        {f"q{c}": {f"d{c}": 1} for c in "xyz"},
+        documents=documents,
+        queries={f"q{c}": f"{language}? {c}" for c in "xyz"},
+        qrels={f"q{c}": {f"d{c}": 1} for c in "xyz"},
     )
 
 
@@ -95,7 +95,7 @@ def test_a_model_that_heeds_language_comes_back_in_it():
 
 
 def test_corpora_that_are_no_translations_have_no_cross_scores():
-    other = RankingData({"e1": "de x"}, {"q": "de? x"}, {"q": {"e1": 1}})
+    other = RankingData(documents={"e1": "de x"}, queries={"q": "de? x"}, qrels={"q": {"e1": 1}})
     result = pooled_retrieval(Table(0.5), {"en": SETS["en"], "de": other})
     assert (
         result.cross == {}
@@ -127,7 +127,9 @@ def test_families_are_sets_that_differ_in_their_language():
 def test_scores_split_by_length_of_the_relevant_document():
     documents = {"short": "x", "long": "a" * 500 + "y", "other": "z"}
     data = RankingData(
-        documents, {"1": "x", "2": "z"}, {"1": {"short": 1, "other": 0}, "2": {"long": 1}}
+        documents=documents,
+        queries={"1": "x", "2": "z"},
+        qrels={"1": {"short": 1, "other": 0}, "2": {"long": 1}},
     )
     score = evaluate_set(Table(0), "r", TASK_TYPES["retrieval"], data).score
     result = by_length(TASK_TYPES["retrieval"], data, score)
@@ -140,7 +142,10 @@ def test_scores_split_by_length_of_the_relevant_document():
 
 def test_lengths_follow_the_order_of_languages():
     data = PairData(
-        ["x", "y" * 200, "z", "z"], ["x", "y", "y", "x"], None, ["en", "de", "en", "de"]
+        first=["x", "y" * 200, "z", "z"],
+        second=["x", "y", "y", "x"],
+        scores=None,
+        languages=["en", "de", "en", "de"],
     )
     score = evaluate_set(Table(0), "b", TASK_TYPES["bitext"], data).score
     short, long = by_length(TASK_TYPES["bitext"], data, score)
@@ -154,7 +159,7 @@ def test_lengths_follow_the_order_of_languages():
 
 
 def test_lengths_need_a_unit_for_each_text():
-    data = LabeledData(["x", "y"], ["a", "b"], ["", ""])
+    data = LabeledData(texts=["x", "y"], labels=["a", "b"], languages=["", ""])
     score = evaluate_set(Table(0), "c", TASK_TYPES["clustering"], data).score
     assert by_length(TASK_TYPES["clustering"], data, score) == []
 
@@ -169,7 +174,12 @@ def test_prompts_move_scores_and_documents_are_encoded_once():
     spread = prompt_spread(model, "r", TASK_TYPES["retrieval"], SETS["en"], ["", "ask: ", "odd: "])
     assert spread.scores[""] == spread.scores["ask: "] == 1 > spread.scores["odd: "]
     assert spread.summary() == (spread.scores["odd: "], 1, 1) and model.encoded == 6 + 3 + 3
-    pairs = PairData(["x", "y", "z"], ["x", "y", "y"], np.array([1, 0.9, 0.0]), [""] * 3)
+    pairs = PairData(
+        first=["x", "y", "z"],
+        second=["x", "y", "y"],
+        scores=np.array([1, 0.9, 0.0]),
+        languages=[""] * 3,
+    )
     assert set(prompt_spread(model, "s", TASK_TYPES["sts"], pairs, ["", "p: "]).scores) == {
         "",
         "p: ",

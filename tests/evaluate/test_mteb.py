@@ -168,7 +168,10 @@ def test_a_model_folder_is_scored_as_by_our_own_protocol(folder, tmp_path):
 
     embedder = EncoderEmbedder(Encoder.load(folder, threads=1))
     ours = evaluate_set(
-        embedder, "local", TASK_TYPES["retrieval"], RankingData(documents, queries, qrels)
+        embedder,
+        "local",
+        TASK_TYPES["retrieval"],
+        RankingData(documents=documents, queries=queries, qrels=qrels),
     ).score.score
     others = run(MtebEncoder(embedder), Local(), tmp_path).get_score()
     assert others == pytest.approx(ours, abs=1e-4) and 0.1 < ours < 1
@@ -183,7 +186,10 @@ def test_a_model_folder_is_scored_as_by_our_own_protocol(folder, tmp_path):
             return "cut"
 
     ours = evaluate_set(
-        Cut(), "local", TASK_TYPES["retrieval"], RankingData(documents, queries, qrels)
+        Cut(),
+        "local",
+        TASK_TYPES["retrieval"],
+        RankingData(documents=documents, queries=queries, qrels=qrels),
     ).score.score
     assert run(MtebEncoder(embedder, dim=8), Local(), tmp_path).get_score() == pytest.approx(
         ours, abs=1e-4

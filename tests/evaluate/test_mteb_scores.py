@@ -127,7 +127,10 @@ def test_retrieval_and_reranking(tmp_path):
         abstasks.AbsTaskRetrieval, "Retrieval", "ndcg_at_10", {"default": {"test": split}}, tmp_path
     )
     result = evaluate_set(
-        Ours(), "r", TASK_TYPES["retrieval"], RankingData(documents, queries, qrels)
+        Ours(),
+        "r",
+        TASK_TYPES["retrieval"],
+        RankingData(documents=documents, queries=queries, qrels=qrels),
     ).score
     assert result.score == pytest.approx(others, abs=1e-4) and 0.2 < others < 0.9
 
@@ -140,7 +143,7 @@ def test_retrieval_and_reranking(tmp_path):
         {"default": {"test": split}},
         tmp_path,
     )
-    data = RankingData(documents, queries, qrels, candidates)
+    data = RankingData(documents=documents, queries=queries, qrels=qrels, candidates=candidates)
     assert evaluate_set(Ours(), "r", TASK_TYPES["reranking"], data).score.score == pytest.approx(
         others, abs=1e-4
     )
@@ -169,7 +172,12 @@ def test_sts(tmp_path):
     others = their_score(
         abstasks.AbsTaskSTS, "STS", "cosine_spearman", dataset, tmp_path, min_score=0, max_score=1
     )
-    result = evaluate_set(Ours(), "s", TASK_TYPES["sts"], PairData(first, second, gold, [""] * 200))
+    result = evaluate_set(
+        Ours(),
+        "s",
+        TASK_TYPES["sts"],
+        PairData(first=first, second=second, scores=gold, languages=[""] * 200),
+    )
     assert result.score.score == pytest.approx(others, abs=1e-4) and 0.4 < others < 0.95
 
 
@@ -193,7 +201,7 @@ def test_pair_classification(tmp_path):
         Ours(),
         "p",
         TASK_TYPES["pair-classification"],
-        PairData(first, second, labels.astype(float), [""] * 200),
+        PairData(first=first, second=second, scores=labels.astype(float), languages=[""] * 200),
     )
     assert result.score.score == pytest.approx(others, abs=1e-4) and 0.5 < others < 0.98
 
@@ -203,7 +211,10 @@ def test_bitext(tmp_path):
     dataset = DatasetDict({"test": Dataset.from_dict({"sentence1": first, "sentence2": second})})
     others = their_score(abstasks.AbsTaskBitextMining, "BitextMining", "f1", dataset, tmp_path)
     result = evaluate_set(
-        Ours(), "b", TASK_TYPES["bitext"], PairData(first, second, None, [""] * 120)
+        Ours(),
+        "b",
+        TASK_TYPES["bitext"],
+        PairData(first=first, second=second, scores=None, languages=[""] * 120),
     )
     assert result.score.score == pytest.approx(others, abs=1e-4) and 0.2 < others < 0.95
 
@@ -250,7 +261,10 @@ def test_clustering(tmp_path):
     texts, labels = topics(150, 5)
     dataset = DatasetDict({"test": Dataset.from_dict({"sentences": texts, "labels": labels})})
     result = evaluate_set(
-        Ours(), "c", TASK_TYPES["clustering"], LabeledData(texts, labels, [""] * 150)
+        Ours(),
+        "c",
+        TASK_TYPES["clustering"],
+        LabeledData(texts=texts, labels=labels, languages=[""] * 150),
     ).score
     others = their_score(
         abstasks.AbsTaskClustering,
@@ -282,7 +296,10 @@ def test_classification(tmp_path):
         abstasks.AbsTaskClassification, "Classification", "accuracy", dataset, tmp_path / "1"
     )
     data = LabeledData(
-        texts, labels, [""] * 150, LabeledData(train_texts, train_labels, [""] * 300)
+        texts=texts,
+        labels=labels,
+        languages=[""] * 150,
+        train=LabeledData(texts=train_texts, labels=train_labels, languages=[""] * 300),
     )
     result = evaluate_set(Ours(), "c", TASK_TYPES["classification"], data).score
     assert result.score == pytest.approx(others, abs=1e-4) and 0.4 < others < 0.98
@@ -317,7 +334,10 @@ def test_multilabel(tmp_path):
         tmp_path,
     )
     data = LabeledData(
-        texts, labels, [""] * 120, LabeledData(train_texts, train_labels, [""] * 200)
+        texts=texts,
+        labels=labels,
+        languages=[""] * 120,
+        train=LabeledData(texts=train_texts, labels=train_labels, languages=[""] * 200),
     )
     result = evaluate_set(Ours(), "m", TASK_TYPES["multilabel"], data).score
     assert result.score == pytest.approx(others, abs=1e-4) and 0.1 < others < 0.95

@@ -46,24 +46,43 @@ class Fixed(Letters):
         return self.answers.pop(0)(len(texts))
 
 
-PAIRS = PairData(["ab", "cd", "ab"], ["ab", "ce", "ff"], np.array([1, 0.5, 0]), [""] * 3)
-RANKING = RankingData({"1": "aab", "2": "ccd", "3": "ccd"}, {"q": "ab"}, {"q": {"1": 1, "2": 0}})
-TRAIN = LabeledData(["aa", "bb", "ab", "bc"], ["x", "y", "x", "y"], [""] * 4)
-LABELLED = LabeledData(["a", "bbb", "a"], ["x", "y", "x"], [""] * 3, TRAIN)
+PAIRS = PairData(
+    first=["ab", "cd", "ab"],
+    second=["ab", "ce", "ff"],
+    scores=np.array([1, 0.5, 0]),
+    languages=[""] * 3,
+)
+RANKING = RankingData(
+    documents={"1": "aab", "2": "ccd", "3": "ccd"},
+    queries={"q": "ab"},
+    qrels={"q": {"1": 1, "2": 0}},
+)
+TRAIN = LabeledData(texts=["aa", "bb", "ab", "bc"], labels=["x", "y", "x", "y"], languages=[""] * 4)
+LABELLED = LabeledData(
+    texts=["a", "bbb", "a"], labels=["x", "y", "x"], languages=[""] * 3, train=TRAIN
+)
 MULTI = LabeledData(
-    ["a", "b"], [["x"], ["y"]], [""] * 2, LabeledData(["a", "b"] * 6, [["x"], ["y"]] * 6, [""] * 12)
+    texts=["a", "b"],
+    labels=[["x"], ["y"]],
+    languages=[""] * 2,
+    train=LabeledData(texts=["a", "b"] * 6, labels=[["x"], ["y"]] * 6, languages=[""] * 12),
 )
 SUMMARIES = SummaryData([["ab"]], [["ab", "ac", "cc"]], [[3, 2, 1]])
 DATA = {
     TASK_TYPES["retrieval"]: RANKING,
     TASK_TYPES["reranking"]: RankingData(
-        RANKING.documents, RANKING.queries, RANKING.qrels, {"q": ["1", "2"]}
+        documents=RANKING.documents,
+        queries=RANKING.queries,
+        qrels=RANKING.qrels,
+        candidates={"q": ["1", "2"]},
     ),
     TASK_TYPES["sts"]: PAIRS,
     TASK_TYPES["pair-classification"]: PairData(
-        ["ab", "ab"], ["ab", "ff"], np.array([1.0, 0]), ["", ""]
+        first=["ab", "ab"], second=["ab", "ff"], scores=np.array([1.0, 0]), languages=["", ""]
     ),
-    TASK_TYPES["bitext"]: PairData(["ab", "cd"], ["ab", "cd"], None, ["", ""]),
+    TASK_TYPES["bitext"]: PairData(
+        first=["ab", "cd"], second=["ab", "cd"], scores=None, languages=["", ""]
+    ),
     TASK_TYPES["summarisation"]: SUMMARIES,
     TASK_TYPES["clustering"]: LABELLED,
     TASK_TYPES["classification"]: LABELLED,
@@ -114,14 +133,26 @@ def test_main_score_is_the_mean_of_its_units():
 
 
 def test_a_set_of_several_languages_scores_their_mean():
-    data = PairData(["a", "b", "c", "d"], ["a", "b", "d", "c"], None, ["fr", "fr", "de", "de"])
+    data = PairData(
+        first=["a", "b", "c", "d"],
+        second=["a", "b", "d", "c"],
+        scores=None,
+        languages=["fr", "fr", "de", "de"],
+    )
     score = evaluate_set(Letters(), "set", TASK_TYPES["bitext"], data).score
     assert score.by_language() == {"fr": 1, "de": 0} and score.score == 0.5
 
 
 def test_classification_trains_on_the_language_itself_where_it_can():
-    train = LabeledData(["a", "b", "b", "a"], ["x", "y", "x", "y"], ["en", "en", "fr", "fr"])
-    data = LabeledData(["a", "b", "a", "b"], ["x", "y", "y", "x"], ["en", "en", "fr", "fr"], train)
+    train = LabeledData(
+        texts=["a", "b", "b", "a"], labels=["x", "y", "x", "y"], languages=["en", "en", "fr", "fr"]
+    )
+    data = LabeledData(
+        texts=["a", "b", "a", "b"],
+        labels=["x", "y", "y", "x"],
+        languages=["en", "en", "fr", "fr"],
+        train=train,
+    )
     assert evaluate_set(
         Letters(), "set", TASK_TYPES["classification"], data
     ).score.by_language() == {
@@ -139,14 +170,16 @@ def test_the_full_train_probe_is_an_additional_score():
 
 def test_few_shot_classification_encodes_only_what_it_draws():
     train = LabeledData(
-        [f"{'a' * (i % 2)}b{i}" for i in range(4000)], ["x", "y"] * 2000, [""] * 4000
+        texts=[f"{'a' * (i % 2)}b{i}" for i in range(4000)],
+        labels=["x", "y"] * 2000,
+        languages=[""] * 4000,
     )
     model = Letters()
     evaluate_set(
         model,
         "set",
         TASK_TYPES["classification"],
-        LabeledData(["ab", "b"], ["y", "x"], ["", ""], train),
+        LabeledData(texts=["ab", "b"], labels=["y", "x"], languages=["", ""], train=train),
     )
     assert len(model.calls[0][2]) <= 2 + 10 * 2 * 8
 

@@ -31,7 +31,9 @@ class Halves(EvaluationTask[PairData]):
     def load(self, name, files, limit, seed):
         lines = files[0].read_text().splitlines()[:limit]
         first, second = zip(*(line.split() for line in lines), strict=True)
-        return PairData(list(first), list(second), None, [""] * len(lines))
+        return PairData(
+            first=list(first), second=list(second), scores=None, languages=[""] * len(lines)
+        )
 
     def score(self, data, vectors):
         units = (vectors["first"] == vectors["second"]).all(axis=1).astype(float)

@@ -106,14 +106,14 @@ FULL = ReportData(
     models={"teacher": "the big one"},
     log=LOG,
     speeds=[SpeedRow("teacher", 100.0, 22_700_000, 90.0), SpeedRow("student", 250.0, None, None)],
-    data=[SourceRow("docs", "pairs", 10, 8, 1, 1)],
+    data=[SourceRow(name="docs", kind="pairs", read=10, used=8, repaired=1, rejected=1)],
     times=[("train", 90.0), ("evaluate", 30.0)],
     examples=[Example("how <fast>", ["one", "two"])],
     sections=[
         Section(
             "Languages",
             "By language.",
-            [Table("nDCG", ["language", "score"], [["en", 0.5], ["fr", None]])],
+            [Table("nDCG", ["language", "score"], rows=[["en", 0.5], ["fr", None]])],
         )
     ],
     seen={"sts/b": {"texts": 5, "exact": 1, "near": 0}},
@@ -165,7 +165,7 @@ def test_every_part_is_there():
 
 
 def test_an_empty_report_is_a_page_too():
-    page = Page(render_report(ReportData("empty")))
+    page = Page(render_report(ReportData(title="empty")))
     assert page.ids == [] and "empty" in page.text
 
 

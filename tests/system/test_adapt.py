@@ -223,7 +223,9 @@ def test_development_rows_are_scored_and_a_worse_adapter_is_not_written(folder, 
     assert told["dev"]["base"] == told["dev"]["adapter"] and told["dev"]["difference"] == [0, 0, 0]
     assert "On `topics.dev.jsonl.gz`: accuracy" in (folder / "README.md").read_text()
     before = hashes(folder)
-    worse = DevComparison("accuracy", 0.8, 0.7, (-0.1, -0.2, 0.0), 18)
+    worse = DevComparison(
+        metric="accuracy", before=0.8, after=0.7, difference=(-0.1, -0.2, 0.0), rows=18
+    )
     monkeypatch.setattr("taskdistill.workflows.adapt.compare", lambda *_: worse)
     with pytest.raises(
         WorkFailed, match=r"the adapter has accuracy 70\.0, the base 80\.0: nothing was written"

@@ -40,7 +40,9 @@ def test_exact_and_near_texts_and_queries_are_counted(tmp_path):
     training = read_training(write_jsonl(tmp_path / "rows.jsonl", rows), Recorder())
     documents = {"1": f"{LONG}, long ago", "2": " ".join(LONG.split()[:12]), "3": "alike"}
     data = RankingData(
-        documents, {"a": "what is a comet?", "b": "what is a moon?"}, {"a": {"1": 1}, "b": {"2": 1}}
+        documents=documents,
+        queries={"a": "what is a comet?", "b": "what is a moon?"},
+        qrels={"a": {"1": 1}, "b": {"2": 1}},
     )
 
     class Set:
@@ -71,7 +73,9 @@ def test_a_set_apart_is_not_flagged(tmp_path):
     class Set:
         name = "sts/a"
 
-    result = seen_in(training, [Set], {"sts/a": PairData(["x"], ["y"], None, [""])})
+    result = seen_in(
+        training, [Set], {"sts/a": PairData(first=["x"], second=["y"], scores=None, languages=[""])}
+    )
     assert (
         result == {"sts/a": {"texts": 2, "exact": 0, "near": 0, "teacher": None}}
         and warnings_of("rows", result) == []
@@ -121,7 +125,11 @@ def test_a_model_folder_tells_its_run_or_what_its_teacher_declares(tmp_path):
     class Set:
         name = "retrieval/NQ"
 
-    result = seen_in(training, [Set], {"retrieval/NQ": PairData(["x"], ["y"], None, [""])})
+    result = seen_in(
+        training,
+        [Set],
+        {"retrieval/NQ": PairData(first=["x"], second=["y"], scores=None, languages=[""])},
+    )
     assert result == {"retrieval/NQ": {"texts": 2, "exact": None, "near": None, "teacher": True}}
     assert [cell.main for cell in seen_table(result).cells()[0]] == [
         "retrieval/NQ",

@@ -253,7 +253,9 @@ def test_a_set_named_to_keep_by_acts_where_it_is_scored():
 
 def test_a_corpus_is_cut_to_the_judged_documents_and_some_others():
     documents = {f"d{n}": f"text {n}" for n in range(100)}
-    data = RankingData(documents, {"q": "query"}, {"q": {"d7": 1, "d90": 0}})
+    data = RankingData(
+        documents=documents, queries={"q": "query"}, qrels={"q": {"d7": 1, "d90": 0}}
+    )
     cut = validation._cut(data, 10, 3)
     assert (
         len(cut.documents) == 10

@@ -292,8 +292,8 @@ def _crossing_tables(results: Results) -> list[Table]:
         Table(
             "Where curves cross",
             ["arms", "step", "CPU-second", "CPU-second, teacher paid"],
-            rows,
-            "By straight lines between the points of the mean curves.",
+            rows=rows,
+            note="By straight lines between the points of the mean curves.",
         )
     ]
 

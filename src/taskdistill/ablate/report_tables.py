@@ -68,7 +68,7 @@ def claim_table(results: Results) -> Table:
         " next columns leave one source of chance out. The one-sided p is the larger one of the"
         f" randomisation test and the draws; the margin is {margin:.1f} points."
     )
-    return Table("", columns, rows, note)
+    return Table("", columns, rows=rows, note=note)
 
 
 def fewer_sets_table(results: Results) -> Table | None:
@@ -99,7 +99,10 @@ def fewer_sets_table(results: Results) -> Table | None:
         " are left, they hold for these sets only."
     )
     return Table(
-        "The claim on fewer sets", ["left out", *names, "combining beats both"], rows, note
+        "The claim on fewer sets",
+        ["left out", *names, "combining beats both"],
+        rows=rows,
+        note=note,
     )
 
 
@@ -127,8 +130,8 @@ def contrast_table(results: Results, families: Sequence[str], title: str = "") -
     return Table(
         title,
         ["question", "points, 95 % interval", "p", "p, corrected", "each seed"],
-        rows,
-        EXPLORATORY,
+        rows=rows,
+        note=EXPLORATORY,
     )
 
 
@@ -196,9 +199,11 @@ def arm_table(results: Results) -> Table:
     return Table(
         "",
         columns,
-        rows,
-        "Scores × 100, mean over sets and seeds; small numbers: a 95 % interval over seeds, sets"
-        " and queries.",
+        rows=rows,
+        note=(
+            "Scores × 100, mean over sets and seeds; small numbers: a 95 % interval over seeds,"
+            " sets and queries."
+        ),
     )
 
 
@@ -232,8 +237,8 @@ def set_table(results: Results) -> Table:
     return Table(
         "",
         ["set", "teacher", *shown],
-        rows,
-        "Scores × 100, mean over seeds. The best arm of a row is underlined.",
+        rows=rows,
+        note="Scores × 100, mean over seeds. The best arm of a row is underlined.",
     )
 
 
@@ -264,8 +269,8 @@ def variant_table(results: Results) -> Table:
     return Table(
         "",
         ["arm", *columns],
-        rows,
-        "nDCG@10 × 100, and the share of the whole float vectors' score that is kept.",
+        rows=rows,
+        note="nDCG@10 × 100, and the share of the whole float vectors' score that is kept.",
     )
 
 
@@ -309,7 +314,7 @@ def cost_table(results: Results) -> Table:
         f"A run, mean over seeds; the teacher embeds each of {cost['texts']:,} distinct texts once."
         " Cached vectors cost later arms nothing."
     )
-    return Table("", columns, rows, note)
+    return Table("", columns, rows=rows, note=note)
 
 
 def _flops(value: float | None) -> str | None:
@@ -342,7 +347,9 @@ def tuning_table(results: Results) -> Table | None:
         " the best of a column is underlined and was used. Temperature does nothing in D, and the"
         " weight of distillation only where both losses are."
     )
-    return Table("", ["setting", "learning rate", "temperature", "weight", *arms], rows, note)
+    return Table(
+        "", ["setting", "learning rate", "temperature", "weight", *arms], rows=rows, note=note
+    )
 
 
 def query_table(results: Results, which: str, title: str) -> Table | None:
@@ -365,7 +372,7 @@ def query_table(results: Results, which: str, title: str) -> Table | None:
         f"nDCG@10 × 100, mean over seeds; the gain is over {results['examples']['against']}, the"
         " better single arm."
     )
-    return Table(title, ["query", "D", "C", "DC", "gain"], rows, note) if rows else None
+    return Table(title, ["query", "D", "C", "DC", "gain"], rows=rows, note=note) if rows else None
 
 
 def length_table(results: Results) -> Table:
@@ -383,8 +390,8 @@ def length_table(results: Results) -> Table:
     return Table(
         "",
         ["set", "queries", *arms],
-        rows,
-        "nDCG@10 × 100 by length of the relevant document, mean over seeds.",
+        rows=rows,
+        note="nDCG@10 × 100 by length of the relevant document, mean over seeds.",
     )
 
 
@@ -402,6 +409,6 @@ def hash_table(results: Results) -> Table:
     return Table(
         "",
         ["what", "hash"],
-        rows,
-        "Checked after the run: the same in every arm, or there would be no report.",
+        rows=rows,
+        note="Checked after the run: the same in every arm, or there would be no report.",
     )

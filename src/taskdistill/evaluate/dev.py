@@ -71,7 +71,7 @@ class DevScorer:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DevComparison:
     """Scores from 0 to 1 of base and adapter, and the paired difference with its 95 % interval."""
 
@@ -100,11 +100,11 @@ def compare(
     _, after = dev_units(encoder, adapter, task, data, dev)
     result = paired_difference({"": after}, {"": before}).estimate
     return DevComparison(
-        metric,
-        unit_score(before),
-        unit_score(after),
-        (result.value, result.low, result.high),
-        len(dev.rows),
+        metric=metric,
+        before=unit_score(before),
+        after=unit_score(after),
+        difference=(result.value, result.low, result.high),
+        rows=len(dev.rows),
     )
 
 
@@ -158,9 +158,9 @@ def _ranked(embed: Any, task: Task, dev: Dataset) -> NDArray[np.float64]:
     for row in dev.rows:
         qrels.setdefault(names[row.query], {})[numbers[row.positive]] = 1
     data = RankingData(
-        {number: text for text, number in numbers.items()},
-        {name: text for text, name in names.items()},
-        qrels,
+        documents={number: text for text, number in numbers.items()},
+        queries={name: text for text, name in names.items()},
+        qrels=qrels,
     )
     ranked = rank(data, embed(list(queries), TASKS[task].query_role), embed(list(texts)))
     return score_ranking(data, ranked).units[""]

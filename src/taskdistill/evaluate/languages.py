@@ -141,7 +141,9 @@ def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Poo
                 score_ranking(
                     data,
                     rank(
-                        RankingData(sets[other].documents, data.queries, data.qrels),
+                        RankingData(
+                            documents=sets[other].documents, queries=data.queries, qrels=data.qrels
+                        ),
                         queries,
                         encoded[other]["documents"],
                     ),
@@ -186,7 +188,7 @@ def _language_scores(
         shares.append(np.mean([lang == language for lang, _ in row[:CUTOFF]]))
         relevant = next((lang for lang, d in row if data.qrels[query].get(d, 0) > 0), None)
         same_language_first.append(relevant == language)
-    prefixed = RankingData(data.documents, data.queries, data.qrels)
+    prefixed = RankingData(documents=data.documents, queries=data.queries, qrels=data.qrels)
     return LanguageScores(
         queries=len(data.queries),
         same_language=same_language,

@@ -107,7 +107,7 @@ _ENDS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NeedleSet:
     """Documents of one length, one hidden sentence each, and a query for every sentence."""
 
@@ -154,7 +154,7 @@ def needle_set(
         )  # as it stands in the document, since some tokenizers count the space
 
     filler = _Filler(draw, count)
-    needles = NeedleSet(kind, length, [], [], [])
+    needles = NeedleSet(kind=kind, length=length, documents=[], queries=[], depths=[])
     depths = [i / (documents - 1) for i in range(documents)]
     draw.shuffle(depths)
     for person, depth in zip(persons[:documents], depths, strict=True):

@@ -71,9 +71,9 @@ def read_ranking(
             f" {qrels_file} must use the ids of corpus and queries"
         )
     return RankingData(
-        documents,
-        {query: queries[query] for query in query_ids},
-        {query: qrels[query] for query in query_ids},
+        documents=documents,
+        queries={query: queries[query] for query in query_ids},
+        qrels={query: qrels[query] for query in query_ids},
         notes=tuple(notes),
     )
 

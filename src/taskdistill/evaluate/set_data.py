@@ -21,7 +21,7 @@ TRAIN = "train"
 """The side of training rows, by which no model is judged."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class RankingData:
     """Queries, documents and judgments; with `candidates` each query ranks only those."""
 
@@ -46,7 +46,7 @@ class RankingData:
         return replace(self, queries={key: prompt + text for key, text in self.queries.items()})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PairData:
     """Pairs of texts with a score each, or parallel texts without."""
 
@@ -70,7 +70,7 @@ class PairData:
         return replace(self, first=first, second=second)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LabeledData:
     """Texts with labels, and the training rows of a classification set (none for clustering).
 

@@ -46,8 +46,8 @@ def _suite_section(suite: Mapping[str, Any]) -> Section:
     overview = Table(
         "By type",
         ["model", *types, "mean of types", "mean of tasks"],
-        rows,
-        "Main score of each task × 100.",
+        rows=rows,
+        note="Main score of each task × 100.",
     )
     order = sorted(
         (name for name in tasks if name not in suite["missing"]),
@@ -67,7 +67,7 @@ def _suite_section(suite: Mapping[str, Any]) -> Section:
             " the tasks do not compare with published ones."
         )
     return Section(
-        suite["suite"], intro, [overview, Table("By task", ["task", *models], each_task)]
+        suite["suite"], intro, [overview, Table("By task", ["task", *models], rows=each_task)]
     )
 
 
@@ -91,8 +91,8 @@ def _length_table(scores: Mapping[str, Mapping[str, Any]]) -> Table | None:
         Table(
             "",
             ["set", "n", *scores],
-            rows,
-            "Main score × 100; with few rows in a range, chance decides.",
+            rows=rows,
+            note="Main score × 100; with few rows in a range, chance decides.",
         )
         if rows
         else None
@@ -117,7 +117,7 @@ def _prompt_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
                 else None
             )
         rows.append(row)
-    tables = [Table("Median, and minimum to maximum", ["set", *scores], rows)]
+    tables = [Table("Median, and minimum to maximum", ["set", *scores], rows=rows)]
     prompts = list(
         dict.fromkeys(
             prompt
@@ -137,7 +137,7 @@ def _prompt_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
             ]
             result.append(float(np.mean(values)) if values else None)
         means.append(result)
-    return [*tables, Table("By prompt, mean over the sets", ["prompt", *scores], means)]
+    return [*tables, Table("By prompt, mean over the sets", ["prompt", *scores], rows=means)]
 
 
 def _sets(scores: Mapping[str, Mapping[str, Any]], field: str) -> list[str]:

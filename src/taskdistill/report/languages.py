@@ -57,8 +57,8 @@ def single_tables(results: Mapping[str, Any]) -> list[Table]:
             Table(
                 f"{title} by language",
                 ["language", *scores],
-                [*rows, means],
-                f"{metric} × 100.",
+                rows=[*rows, means],
+                note=f"{metric} × 100.",
                 totals=1,
             )
         )
@@ -75,8 +75,8 @@ def pool_tables(results: Mapping[str, Any]) -> list[Table]:
                     Table(
                         f"{family}, {model}: {table.title[0].lower()}{table.title[1:]}",
                         table.columns,
-                        table.rows,
-                        table.note,
+                        rows=table.rows,
+                        note=table.note,
                     )
                 )
     return result
@@ -129,11 +129,15 @@ def language_tables(pooled: PooledScores) -> list[Table]:
         ]
         for language, s in pooled.by_language.items()
     ]
-    tables = [Table("By query language", columns, rows, "nDCG@10 × 100, and shares in %.")]
+    tables = [
+        Table("By query language", columns, rows=rows, note="nDCG@10 × 100, and shares in %.")
+    ]
     if pooled.cross:
         crossed: list[list[Value]] = [
             [language, *scores.values()] for language, scores in pooled.cross.items()
         ]
         note = "nDCG@10 × 100: queries of the row's language on the corpus of the column's."
-        tables.append(Table("Across languages", ["queries", *pooled.cross], crossed, note))
+        tables.append(
+            Table("Across languages", ["queries", *pooled.cross], rows=crossed, note=note)
+        )
     return tables

@@ -26,7 +26,7 @@ class Example:
     results: Sequence[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """Everything the page can show; an empty field leaves its section out.
 

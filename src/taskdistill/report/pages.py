@@ -45,12 +45,12 @@ def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
         ],
         data=[
             SourceRow(
-                name,
-                recipe["data"]["sources"][name]["kind"],
-                counts["read"],
-                counts["used"],
-                sum(counts["repaired"].values()),
-                sum(counts["rejected"].values()),
+                name=name,
+                kind=recipe["data"]["sources"][name]["kind"],
+                read=counts["read"],
+                used=counts["used"],
+                repaired=sum(counts["repaired"].values()),
+                rejected=sum(counts["rejected"].values()),
             )
             for name, counts in metrics["data"].items()
         ],
@@ -98,7 +98,7 @@ def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
         for name, phase in time["phases"].items()
     ]
     tables = [
-        Table("By part", columns, rows),
+        Table("By part", columns, rows=rows),
         Table(
             "By phase",
             [
@@ -108,7 +108,7 @@ def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
                 "of the matrix rate, passes",
                 "of the matrix rate, steps",
             ],
-            phases,
+            rows=phases,
         ),
     ]
     result.append(Section("Where the training time went", "; ".join(lines) + ".", tables))
@@ -130,7 +130,7 @@ def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
             Section(
                 "Scores while training",
                 "Development sets, cut to a few seconds' work.",
-                [Table("", ["after", *names], rows)],
+                [Table("", ["after", *names], rows=rows)],
             )
         )
     return result

@@ -94,8 +94,8 @@ def overview(results: Mapping[str, Any]) -> Table | None:
         )
     columns = ["model", *(kind_title(kind) for kind in kinds), "mean of types"]
     if results["reference"] is None:
-        return Table("", columns, [row[:-1] for row in rows])
-    return Table("", [*columns, f"kept of {results['reference']}"], rows)
+        return Table("", columns, rows=[row[:-1] for row in rows])
+    return Table("", [*columns, f"kept of {results['reference']}"], rows=rows)
 
 
 def overview_chart(results: Mapping[str, Any]) -> Markup | None:
@@ -160,7 +160,9 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
             means = [results["means"][model]["by_type"].get(task.name) for model in scores]
             rows.append(["mean", *means])
         note = f"Metric: {task.metric} × 100."
-        result.append(Table(task.title, ["set", *scores], rows, note, totals=int(len(sets) > 1)))
+        result.append(
+            Table(task.title, ["set", *scores], rows=rows, note=note, totals=int(len(sets) > 1))
+        )
     return result
 
 
@@ -188,7 +190,7 @@ def significance_table(results: Mapping[str, Any]) -> Table | None:
         "p",
         "beyond chance",
     ]
-    return Table("", columns, rows)
+    return Table("", columns, rows=rows)
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
@@ -301,7 +303,9 @@ def _compression_table(cells: Sequence[CompressionResult]) -> Table:
         if any(cell.query_ms is not None for cell in cells)
         else ""
     )
-    return Table("", columns, rows, f"Share of the uncompressed score kept, bytes a vector{timed}.")
+    return Table(
+        "", columns, rows=rows, note=f"Share of the uncompressed score kept, bytes a vector{timed}."
+    )
 
 
 def _compression_chart(model: str, cells: Sequence[CompressionResult]) -> Markup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -30,6 +30,7 @@ class Table:
 
     title: str
     columns: Sequence[str]
+    _: KW_ONLY
     rows: Sequence[Sequence[Value]]
     note: str = ""
     totals: int = 0
@@ -59,7 +60,7 @@ class SpeedRow:
     megabytes: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceRow:
     """What became of the rows of one data source."""
 
@@ -104,7 +105,7 @@ def speed_table(models: Sequence[SpeedRow]) -> Table | None:
     return Table(
         "",
         ["model", "texts per second", f"times {models[0].model}", "parameters", "MB on disk"],
-        rows,
+        rows=rows,
     )
 
 
@@ -128,7 +129,7 @@ def source_table(sources: Sequence[SourceRow]) -> Table | None:
     return Table(
         "",
         ["source", "kind", "rows read", "used", "repaired", "rejected"],
-        [*rows, total],
+        rows=[*rows, total],
         totals=1,
     )
 
@@ -142,7 +143,7 @@ def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
         [what, duration(seconds), f"{100 * seconds / total:.0f} %"] for what, seconds in times
     ]
     return Table(
-        "", ["what", "time", "share"], [*rows, ["all", duration(total), "100 %"]], totals=1
+        "", ["what", "time", "share"], rows=[*rows, ["all", duration(total), "100 %"]], totals=1
     )
 
 
@@ -172,7 +173,7 @@ def seen_table(seen: Mapping[str, Mapping[str, Any]]) -> Table | None:
             row.append({True: "yes", False: "no", None: "not declared"}[counts.get("teacher")])
         rows.append(row)
     return Table(
-        "", [*columns, *["queries seen"] * queries, *["teacher trained on it"] * teacher], rows
+        "", [*columns, *["queries seen"] * queries, *["teacher trained on it"] * teacher], rows=rows
     )
 
 

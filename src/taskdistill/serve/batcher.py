@@ -131,7 +131,7 @@ class DynamicBatcher:
 
     async def probe(self, ids: list[np.ndarray], seconds: float) -> bool:
         """Run the model with some texts, ahead of whatever waits and however much that is."""
-        job = EmbedJob(0, 0, probe=True)
+        job = EmbedJob(texts=0, tokens=0, probe=True)
         try:
             await asyncio.wait_for(self.embed(job, ids, None), seconds)
         except (WorkFailed, ServerStopping, TimeoutError):

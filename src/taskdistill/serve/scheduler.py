@@ -42,7 +42,7 @@ class QueueFull(Exception):
         self.seconds = seconds
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class EmbedJob:
     """One accepted request."""
 
@@ -61,7 +61,7 @@ class EmbedJob:
     """Of the event loop; holds the vectors, `(texts, dim)`."""
 
 
-@dataclass(frozen=True, order=True, slots=True)
+@dataclass(frozen=True, order=True, slots=True, kw_only=True)
 class QueuedText:
     """One waiting text; ordered by tag, then by arrival."""
 
@@ -127,7 +127,7 @@ class FairScheduler:
             raise QueueFull(self.tokens / self.rate if self.rate else 0.0)
         self.texts += texts
         self.tokens += tokens
-        return EmbedJob(texts, tokens, self.clock)
+        return EmbedJob(texts=texts, tokens=tokens, clock=self.clock)
 
     def refuses(self, texts: int, tokens: int) -> bool:
         """Say whether a request would be refused.
@@ -172,7 +172,13 @@ class FairScheduler:
             self._numbers += 1
             group = (task or "", len(row) <= SHORT, spans is not None)
             item = QueuedText(
-                job.clock + PATIENCE * so_far, self._numbers, job, index, row, now, spans
+                tag=job.clock + PATIENCE * so_far,
+                number=self._numbers,
+                job=job,
+                index=index,
+                ids=row,
+                since=now,
+                spans=spans,
             )
             heapq.heappush(self._heaps.setdefault(group, []), item)
             self._sizes[group] = self._sizes.get(group, 0) + len(row)

@@ -35,7 +35,7 @@ _PARTS = ("cache", "calibration", "endpoints")
 """Of the folder that it writes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
     """What is to be evaluated.
 

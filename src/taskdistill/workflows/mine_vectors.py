@@ -56,7 +56,7 @@ class MineRequest:
     """Arithmetic of the model or a local teacher; `auto` leaves a teacher's to the recipe."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CandidateVectors:
     """Vectors of queries and candidates, once `fill` has been called with the work folder."""
 
@@ -90,12 +90,12 @@ def candidate_vectors(
     teacher = make_teacher(settings, api_key=api_key, threads=recipe.threads, root=root)
     stores = open_views(root, teacher, recipe.teacher.instructions)
     vectors = CandidateVectors(
-        {
+        source={
             "teacher": {"arithmetic": None, **teacher.identity.fields()},
             "query_instruction": stores["query"].instruction,
             "document_instruction": stores["document"].instruction,
         },
-        lambda _: None,
+        fill=lambda _: None,
     )
 
     def fill(_: Path) -> None:
@@ -199,7 +199,7 @@ def _model_vectors(
             count(min(start + SHARD, len(texts)), len(texts))
         return _ShardVectors(shards)
 
-    vectors = CandidateVectors(source, lambda _: None)
+    vectors = CandidateVectors(source=source, fill=lambda _: None)
 
     def fill(partial: Path) -> None:
         vectors.queries = embed(relations.queries, Role.QUERY, partial)

@@ -168,7 +168,7 @@ def needle_tables(results: Mapping[str, Any]) -> list[Table]:
             ]
             rows.append(["mean", mean, "", None, None, None])
             columns = ["tokens", METRIC, "95 % interval", "first half", "second half", "cut"]
-            tables.append(Table(f"{kind}, {name}", columns, rows, totals=1))
+            tables.append(Table(f"{kind}, {name}", columns, rows=rows, totals=1))
     return tables
 
 

@@ -43,7 +43,7 @@ DEV_SEED = 17
 """Of the choice of queries where a set is cut."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShrinkRequest:
     """What to shrink, and on which texts to decide it."""
 

@@ -159,18 +159,18 @@ def evaluate(
             "give at least one MODEL and --out DIR; `taskdistill evaluate --help` has examples"
         )
     request = EvaluateRequest(
-        [parse_spec(model) for model in models],
-        out,
-        data,
-        sets,
-        split,
-        suites or (),
-        seen or (),
-        options,
-        reference,
-        _command(models, out, data, suites, sets, split, dims, precisions, seen),
-        device,
-        dtype,
+        models=[parse_spec(model) for model in models],
+        out=out,
+        data=data,
+        sets=sets,
+        split=split,
+        suites=suites or (),
+        seen=seen or (),
+        options=options,
+        reference=reference,
+        command=_command(models, out, data, suites, sets, split, dims, precisions, seen),
+        device=device,
+        dtype=dtype,
     )
     check_options(request)
     terminal = Terminal(quiet)

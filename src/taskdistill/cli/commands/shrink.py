@@ -75,7 +75,12 @@ def shrink(
         raise BadInput("--eval-set has no effect without --data; give the folder of the sets")
     terminal = Terminal(quiet)
     request = ShrinkRequest(
-        vocabulary, layers, width, tuple(languages) if languages else None, sample, seed
+        vocabulary=vocabulary,
+        layers=layers,
+        width=width,
+        languages=tuple(languages) if languages else None,
+        sample=sample,
+        seed=seed,
     )
     try:
         result = run(

@@ -138,7 +138,11 @@ def open_model(
             spec.place, spec.options["model"], spec.options.get("revision"), api_key=key
         )
         return EndpointEmbedder(
-            spec.name, teacher, _prompts(spec), spec.options.get("tasks") == "yes", memory
+            name=spec.name,
+            teacher=teacher,
+            prompts=_prompts(spec),
+            sends_task=spec.options.get("tasks") == "yes",
+            memory=memory,
         )
     if spec.kind == "vectors":
         vectors = PrecomputedTeacher.load(Path(spec.place), revision=spec.options.get("revision"))
@@ -160,7 +164,7 @@ def open_model(
     return EncoderEmbedder(encoder, name=spec.name, adapters=spec.options.get("adapters") != "off")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EndpointEmbedder:
     """A model behind an OpenAI-shaped endpoint, which puts prompts before texts or is sent ours."""
 

@@ -36,7 +36,12 @@ def read_labeled(path: Path, limit: int | None, seed: int) -> LabeledData:
             refuse(path, row["#"], "no label")
         labels.append([str(each) for each in label] if isinstance(label, list) else str(label))
     languages = [language(row) for row in sampled]
-    return LabeledData([row["text"] for row in sampled], labels, languages, notes=tuple(notes))
+    return LabeledData(
+        texts=[row["text"] for row in sampled],
+        labels=labels,
+        languages=languages,
+        notes=tuple(notes),
+    )
 
 
 def read_with_train(

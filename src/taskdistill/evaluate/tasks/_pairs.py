@@ -35,11 +35,11 @@ def read_scored(name: str, path: Path, limit: int | None, seed: int) -> PairData
             f"{outside} of {len(usable)} scores lie outside 0 to 1; only their order counts"
         )
     return PairData(
-        [row["text1"] for row in usable],
-        [row["text2"] for row in usable],
-        np.array([row["score"] for row in usable], dtype=np.float64),
-        [language(row) for row in usable],
-        tuple(notes),
+        first=[row["text1"] for row in usable],
+        second=[row["text2"] for row in usable],
+        scores=np.array([row["score"] for row in usable], dtype=np.float64),
+        languages=[language(row) for row in usable],
+        notes=tuple(notes),
     )
 
 

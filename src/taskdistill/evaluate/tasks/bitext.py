@@ -43,11 +43,11 @@ class Bitext(EvaluationTask[PairData]):
         notes: list[str] = []
         sampled = sample(list(rows(files[0], ("query", "positive"), notes)), limit, seed)
         return PairData(
-            [row["query"] for row in sampled],
-            [row["positive"] for row in sampled],
-            None,
-            [language(row) for row in sampled],
-            tuple(notes),
+            first=[row["query"] for row in sampled],
+            second=[row["positive"] for row in sampled],
+            scores=None,
+            languages=[language(row) for row in sampled],
+            notes=tuple(notes),
         )
 
     def score(self, data: PairData, vectors: Vectors) -> Score:

@@ -53,7 +53,7 @@ class Clustering(EvaluationTask[LabeledData]):
         texts, labels, languages = (
             [column[i] for i in usable] for column in (data.texts, data.labels, data.languages)
         )
-        return LabeledData(texts, labels, languages, notes=tuple(notes))
+        return LabeledData(texts=texts, labels=labels, languages=languages, notes=tuple(notes))
 
     def score(self, data: LabeledData, vectors: Vectors) -> Score:
         """Cluster bootstrap samples; one unit an experiment."""

@@ -64,7 +64,7 @@ def _read_negatives(path: Path, limit: int | None, seed: int) -> RankingData:
     with_negatives = [
         row for row in rows(path, ("query", "positive"), notes) if row.get("negatives")
     ]
-    data = RankingData({}, {}, {})
+    data = RankingData(documents={}, queries={}, qrels={})
     equal = 0
     for i, row in enumerate(sample(with_negatives, limit, seed)):
         negatives = [text for text in row["negatives"] if text != row["positive"]]
