@@ -112,7 +112,7 @@ def encode(kind: str, source: str, out: str, *, threads: int) -> dict[str, float
 
     from taskdistill import Encoder
     from taskdistill.encode.files import encode_file
-    from taskdistill.encode.reading import Reading
+    from taskdistill.io.records import TextSource
     from taskdistill.model.backbone import build_backbone, resolve
     from taskdistill.model.model import Model, ModelSettings
     from taskdistill.model.student import StaticModel, TransformerModel
@@ -143,7 +143,7 @@ def encode(kind: str, source: str, out: str, *, threads: int) -> dict[str, float
     )
     encoder.encode(["warm", "up"])
     loaded, begin = resident_memory(), time.perf_counter()
-    counts = encode_file(encoder, Reading(source), Path(out), task=None, prompt_name="document")
+    counts = encode_file(encoder, TextSource(source), Path(out), task=None, prompt_name="document")
     return {
         "texts": counts.used,
         "seconds": time.perf_counter() - begin,

@@ -1,4 +1,4 @@
-"""The two errors and the warning a person is meant to read, and the choice of a nearest name to
+"""The errors and the warning that a person is meant to read, and the choice of a nearest name to
 suggest.
 """
 
@@ -18,6 +18,22 @@ class WorkFailed(RuntimeError):
     """The input was good but the work could not be finished; what was saved stays valid. Exit code
     1.
     """
+
+
+class RowError(ValueError):
+    """Why one row of many cannot be used; it is counted under its reason, and the others go on."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        """Say what is wrong.
+
+        `reason`: the same words for every such row. `detail`: what is particular to this one.
+        """
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, str]]:
+        return type(self), (self.reason, self.detail)
 
 
 class TruncationWarning(UserWarning):

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskdistill.data.cleaning import MAX_CHARACTERS
-from taskdistill.data.readers import Fault, parse_json, read_records
 from taskdistill.data.rows import LabeledText, Pair, ScoredPair, Text, make_dataset, row_texts
 from taskdistill.data.sources import load_source, resolve
-from taskdistill.errors import BadInput
+from taskdistill.errors import BadInput, RowError
+from taskdistill.io.json import read_object
+from taskdistill.io.records import read_records
 from taskdistill.recipe.data import SourceConfig
 
 GOOD = {"query": "what is a cat", "positive": "a cat is a small animal"}
@@ -92,10 +93,10 @@ BAD_LINES = [
     (b'["a"]', "not a JSON object", "list"),
     (b'{"query": "a\\u0000b", "positive": "c"}', "NUL character in 'query'", "character 1"),
     (b'{"query": "a", "positive": "b\\ud800"}', "lone surrogate in 'positive'", "character 1"),
-    (b'{"query": "  ", "positive": "b"}', "'query' is empty after cleaning", ""),
+    (b'{"query": "  ", "positive": "b"}', "'query' holds no visible character", ""),
     (
         b'{"query": "\\u200b\\ufeff", "positive": "b"}',
-        "'query' is empty after cleaning",
+        "'query' holds no visible character",
         "2 characters",
     ),
     (b'{"query": "a", "positive": null}', "no 'positive'", "null"),
@@ -197,7 +198,7 @@ WHOLE_FILE = [
     ("f.jsonl.gz", gzip.compress(b" " * (20 << 20)), "pairs", "decompression bomb"),
     ("f.jsonl", "{}".encode("utf-16"), "pairs", "UTF-16"),
     ("f.parquet", b"PAR1 and nothing else", "pairs", "cannot be read as Parquet"),
-    ("f.txt", b"a\n", "texts", "unknown format"),
+    ("f.md", b"a\n", "texts", "unknown format"),
     ("f.csv", b'query,positive\na,"b\nc,d\n', "pairs", "never closed"),
     ("f.csv", b"query,query\na,b\n", "pairs", "names a column twice"),
     ("f.csv", b"question,positive\na,b\n", "pairs", "no column 'query'"),
@@ -395,9 +396,10 @@ def test_any_csv_ends_in_counts_or_bad_input(tmp_path_factory, data):
 @given(values)
 def test_strict_json_agrees_with_the_standard_parser_on_good_objects(value):
     text = json.dumps({"key": value})
-    parsed = parse_json(text)
-    if isinstance(parsed, Fault):
-        assert parsed.reason in ("not a finite number", "a number of too many digits")
+    try:
+        parsed = read_object(text)
+    except RowError as error:
+        assert error.reason in ("not a finite number", "a number of too many digits")
         assert "NaN" in text or "Infinity" in text or any(len(run) > 300 for run in text.split())
     else:
         assert json.dumps(parsed) == text
@@ -442,7 +444,7 @@ def test_hub_rows_pass_the_same_cleaning(hub, tmp_path):
     assert hub == [("owner/name", None, "dev", "v1")]
     assert found.rows == (Text("a"), Text("b"))
     assert found.counts.examples == [
-        "hub:owner/name:2: 'sentence' is empty after cleaning (1 characters, none visible)"
+        "hub:owner/name:2: 'sentence' holds no visible character (1 characters, none visible)"
     ]
     with pytest.raises(BadInput, match=r"hub:owner/gone .* cannot be loaded: no such data set"):
         load_source(

@@ -23,11 +23,12 @@ from taskdistill.cli.main import run
 from taskdistill.encode import corpus
 from taskdistill.encode.corpus import encode_corpus
 from taskdistill.encode.encoder import Encoder
-from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.shards import finished, shard_files
+from taskdistill.encode.texts import EncodeStats, TextReader
 from taskdistill.encode.vectors import VectorFolder, merge_vectors
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.folders import check_folder, read_manifest
+from taskdistill.io.records import TextSource
 from taskdistill.model.folder import write_model
 
 RNG = np.random.default_rng(1)
@@ -66,7 +67,7 @@ def test_shards_are_read_as_one_and_in_order(folder, expected, tmp_path):
     told = []
     counts = encode_corpus(
         str(folder),
-        Reading(str(source)),
+        TextSource(str(source)),
         tmp_path / "out",
         ASKED,
         shard_rows=10,
@@ -93,7 +94,9 @@ def test_rejected_rows_have_no_vector_and_shift_nothing(folder, expected, tmp_pa
     texts: list = list(TEXTS[:20])
     texts[3], texts[10], texts[11] = "", None, 7
     source = jsonl(tmp_path / "in.jsonl", [*texts, *[" "] * 5])  # the last shard has no text at all
-    counts = encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=5)
+    counts = encode_corpus(
+        str(folder), TextSource(str(source)), tmp_path / "out", ASKED, shard_rows=5
+    )
     assert (counts.read, counts.used, counts.rejected) == (25, 17, 8) and len(counts.examples) == 5
     rows, vectors = VectorFolder(tmp_path / "out").load()
     assert rows.tolist() == [i for i in range(20) if i not in (3, 10, 11)]
@@ -105,11 +108,13 @@ def test_rejected_rows_have_no_vector_and_shift_nothing(folder, expected, tmp_pa
 
 def test_a_finished_folder_is_not_done_again_and_damage_is(folder, tmp_path, monkeypatch):
     source = jsonl(tmp_path / "in.jsonl", TEXTS)
-    first = encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10)
+    first = encode_corpus(
+        str(folder), TextSource(str(source)), tmp_path / "out", ASKED, shard_rows=10
+    )
     before = stamps(tmp_path / "out")
     manifest = (tmp_path / "out" / "taskdistill.json").stat().st_mtime_ns
     assert (
-        encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10)
+        encode_corpus(str(folder), TextSource(str(source)), tmp_path / "out", ASKED, shard_rows=10)
         == first
     )
     assert (
@@ -125,7 +130,7 @@ def test_a_finished_folder_is_not_done_again_and_damage_is(folder, tmp_path, mon
     (tmp_path / "out" / "notes.txt").write_text("of the owner")
     assert finished(tmp_path / "out", 2) is None and finished(tmp_path / "out", 1) is not None
     assert (
-        encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10)
+        encode_corpus(str(folder), TextSource(str(source)), tmp_path / "out", ASKED, shard_rows=10)
         == first
     )
     after = stamps(tmp_path / "out")
@@ -143,35 +148,35 @@ def test_a_finished_folder_is_not_done_again_and_damage_is(folder, tmp_path, mon
 
 def test_another_job_in_the_same_folder_is_refused_with_the_difference(folder, tmp_path):
     source = jsonl(tmp_path / "in.jsonl", TEXTS[:6])
-    encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=3)
+    encode_corpus(str(folder), TextSource(str(source)), tmp_path / "out", ASKED, shard_rows=3)
     with pytest.raises(
         BadInput, match="truncate_dim 16 instead of 8; width 16 instead of 8; give another --out"
     ):
         encode_corpus(
             str(folder),
-            Reading(str(source)),
+            TextSource(str(source)),
             tmp_path / "out",
             {**ASKED, "truncate_dim": 8},
             shard_rows=3,
         )
     jsonl(source, TEXTS[:7])
     with pytest.raises(BadInput, match=r"source_sha256 .* rows 6 instead of 7"):
-        encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=3)
+        encode_corpus(str(folder), TextSource(str(source)), tmp_path / "out", ASKED, shard_rows=3)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("keep")
     with pytest.raises(BadInput, match="holds no shards of vectors"):
-        encode_corpus(str(folder), Reading(str(source)), tmp_path / "other", ASKED)
+        encode_corpus(str(folder), TextSource(str(source)), tmp_path / "other", ASKED)
     with pytest.raises(BadInput, match="save standard input to one"):
-        encode_corpus(str(folder), Reading("-"), tmp_path / "new", ASKED)
+        encode_corpus(str(folder), TextSource("-"), tmp_path / "new", ASKED)
     with pytest.raises(BadInput, match="at least 1"):
-        encode_corpus(str(folder), Reading(str(source)), tmp_path / "new", ASKED, processes=0)
+        encode_corpus(str(folder), TextSource(str(source)), tmp_path / "new", ASKED, processes=0)
     with pytest.raises(BadInput, match="device cuda:7 is not here"):
         encode_corpus(
-            str(folder), Reading(str(source)), tmp_path / "new", ASKED, devices=["cuda:7"]
+            str(folder), TextSource(str(source)), tmp_path / "new", ASKED, devices=["cuda:7"]
         )
     jsonl(source, ["", " "])
     with pytest.raises(BadInput, match="no row with a usable text"):
-        encode_corpus(str(folder), Reading(str(source)), tmp_path / "none", ASKED)
+        encode_corpus(str(folder), TextSource(str(source)), tmp_path / "none", ASKED)
     assert not (tmp_path / "none").exists()
     with pytest.raises(BadInput, match="is not a folder"):
         VectorFolder(tmp_path / "none")
@@ -181,7 +186,7 @@ def test_another_job_in_the_same_folder_is_refused_with_the_difference(folder, t
 def test_two_processes_give_the_vectors_of_one(folder, expected, tmp_path):
     source = jsonl(tmp_path / "in.jsonl", TEXTS)
     counts = encode_corpus(
-        str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10, processes=2
+        str(folder), TextSource(str(source)), tmp_path / "out", ASKED, shard_rows=10, processes=2
     )
     assert counts.used == 53
     rows, vectors = VectorFolder(tmp_path / "out").load()
@@ -197,7 +202,7 @@ def test_a_fault_in_a_worker_is_told_and_finished_shards_are_kept(
     with pytest.raises(BadInput, match="shard 3, rows from 9: text 0 has more than 10 tokens"):
         encode_corpus(
             str(folder),
-            Reading(str(source)),
+            TextSource(str(source)),
             tmp_path / "out",
             asked,
             shard_rows=3,
@@ -220,7 +225,7 @@ def test_other_ways_to_run_shards_are_handed_the_same_job(folder, tmp_path):
 
     counts = encode_corpus(
         str(folder),
-        Reading(str(source)),
+        TextSource(str(source)),
         tmp_path / "out",
         ASKED,
         shard_rows=2,
@@ -312,14 +317,14 @@ def test_a_worker_that_is_killed_is_told(folder, tmp_path):
     with pytest.raises(WorkFailed, match="a worker ended before its work"):
         encode_corpus(
             str(folder),
-            Reading(str(source)),
+            TextSource(str(source)),
             tmp_path / "out",
             ASKED,
             shard_rows=10,
             processes=2,
             execute=killing,
         )
-    assert all(isinstance(finished(tmp_path / "out", number), Counts) for number, _ in results)
+    assert all(isinstance(finished(tmp_path / "out", number), EncodeStats) for number, _ in results)
 
 
 def test_the_command_says_what_has_no_effect_and_merges(folder, tmp_path, capsys):
@@ -372,7 +377,7 @@ def test_rows_can_be_passed_over_in_every_kind_of_file(tmp_path, ending):
         path.write_text("".join(json.dumps({"text": text}) + "\n\n" for text in texts))
     else:
         path.write_text(("text\n" if ending == ".csv" else "") + "\n".join(texts) + "\n")
-    rows, counts = Rows(Reading(str(path))), Counts()
+    rows, counts = TextReader(TextSource(str(path))), EncodeStats()
     with contextlib.closing(rows):
         assert rows.skip(4) == 4
         assert list(rows.take(counts, 3)) == [(4, "row 4"), (5, "row 5"), (6, "row 6")]
@@ -397,7 +402,7 @@ def test_two_ray_workers_give_the_vectors_of_one(folder, expected, tmp_path):
     try:
         counts = encode_corpus(
             str(folder),
-            Reading(str(source)),
+            TextSource(str(source)),
             tmp_path / "out",
             ASKED,
             shard_rows=10,

@@ -78,7 +78,7 @@ def test_cut_texts_are_counted_reported_and_an_error_on_request(folder, tmp_path
     assert encode(folder, source, out, "--json", str(counts)) == 0
     told = capsys.readouterr().out
     assert "5 rows read, 3 encoded, 2 rejected, 2 cut at the length limit" in told
-    assert "the text is int, needs a string" in told and "empty text" in told
+    assert "'text' is no text (it is a number)" in told and "no visible character" in told
     said = json.loads(counts.read_text())
     assert (said["read"], said["used"], said["rejected"], said["truncated"], said["vectors"]) == (
         5,

@@ -145,14 +145,14 @@ def shards(version: str) -> None:
     import tempfile
 
     from taskdistill.encode.corpus import encode_corpus
-    from taskdistill.encode.reading import Reading
+    from taskdistill.io.records import TextSource
 
     with tempfile.TemporaryDirectory() as beside:
         source = Path(beside) / "words.txt"
         source.write_text("\n".join(WORDS) + "\n")
         encode_corpus(
             str(HERE / f"model-{version}"),
-            Reading(str(source)),
+            TextSource(str(source)),
             HERE / f"shards-{version}",
             {"task": "retrieval"},
             shard_rows=5,

@@ -35,7 +35,6 @@ from taskdistill.ablate.phases import Hyperparameters
 from taskdistill.ablate.training_run import RESULT, TrainingRun, result_of
 from taskdistill.data.sources import load_source
 from taskdistill.encode.corpus import encode_corpus
-from taskdistill.encode.reading import Reading
 from taskdistill.encode.shards import finished
 from taskdistill.encode.vectors import VectorFolder
 from taskdistill.errors import BadInput
@@ -43,6 +42,7 @@ from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.result_cache import ResultCache
 from taskdistill.export.export import export
 from taskdistill.io.folders import open_folder, write_folder
+from taskdistill.io.records import TextSource
 from taskdistill.io.sealed import write_sealed
 from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.golden import embed_with, golden_vectors
@@ -184,7 +184,7 @@ def vectors(home: Path) -> Path:
     (home / "in.txt").write_text("\n".join(TEXTS) + "\n")
     encode_corpus(
         str(static(home)),
-        Reading(str(home / "in.txt")),
+        TextSource(str(home / "in.txt")),
         home / "vectors",
         {"precision": "float32"},
         shard_rows=10,

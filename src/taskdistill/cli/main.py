@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import traceback
@@ -112,6 +113,11 @@ for name in sorted(COMMANDS, key=lambda name: (*LISTED, name).index(name)):
 for group in (app, *(each.typer_instance for each in app.registered_groups)):
     for command in group.registered_commands if group is not None else ():
         command.cls = Checked
+        # Rich keeps the ends of lines; the terminal's width decides them, not the source's.
+        command.help = "\n\n".join(
+            " ".join(paragraph.split())
+            for paragraph in (inspect.getdoc(command.callback) or "").split("\n\n")
+        )
 
 
 def _warn(

@@ -5,12 +5,13 @@ for one.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from taskdistill.data.readers import Fault, parse_json
 from taskdistill.data.rows import LabeledText, Pair, Row, ScoredPair, Text
+from taskdistill.errors import RowError
+from taskdistill.io.json import JsonError, read_object
+from taskdistill.io.records import check_text, kind_of, text_of, value_of
 from taskdistill.recipe.data import SourceConfig
 from taskdistill.types import RowKind
 
@@ -27,17 +28,13 @@ OPTIONAL: dict[RowKind, tuple[str, ...]] = {
     kind: ("negatives", "lang") if kind is RowKind.PAIRS else ("lang",) for kind in RowKind
 }
 
-_VISIBLE = re.compile(
-    r"[^\s\x00-\x1f\x7f-\x9f\xad\u115f\u1160\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0]"
-)
-
 Repair = Callable[[str], None]
 
 
 def make_row(record: Mapping[str, Any], source: SourceConfig, repair: Repair) -> Row:
     """Turn one record into a clean row.
 
-    `repair`: called with a reason for every repair. Raises Fault if the record must be rejected.
+    `repair`: called with a reason for every repair. Raises RowError if the record must be rejected.
     """
     names = source.columns
     lang = _lang(record, names.get("lang", "lang"))
@@ -55,50 +52,18 @@ def make_row(record: Mapping[str, Any], source: SourceConfig, repair: Repair) ->
     return Text(text, lang)
 
 
-def _value(record: Mapping[str, Any], column: str) -> Any:
-    value = record.get(column)
-    if value is None:
-        raise Fault(
-            f"no {column!r}",
-            (
-                "null"
-                if column in record
-                else f"columns: {', '.join(map(str, list(record)[:8]))[:120]}"
-            ),
-        )
-    return value
-
-
 def _text(record: Mapping[str, Any], column: str, repair: Repair) -> str:
-    value = _value(record, column)
-    if not isinstance(value, str):
-        raise Fault(f"{column!r} is no text", f"it is {_kind(value)}")
-    return clean_text(value, column, repair)
-
-
-def clean_text(text: str, column: str, repair: Repair) -> str:
-    """Clean one text.
-
-    `repair`: called with a reason for every repair. Returns the text without white space at its
-    ends, cut at `MAX_CHARACTERS`. Raises Fault if it holds NUL or half a surrogate pair, or nothing
-    visible.
-    """
-    if "\0" in text:
-        raise Fault(f"NUL character in {column!r}", f"at character {text.index(chr(0))}")
-    cut = text[:MAX_CHARACTERS]
-    if not cut.isascii():
-        try:
-            cut.encode()
-        except UnicodeEncodeError as error:
-            raise Fault(f"lone surrogate in {column!r}", f"at character {error.start}") from None
-    if _VISIBLE.search(cut) is None:
-        raise Fault(f"{column!r} is empty after cleaning", f"{len(text)} characters, none visible")
-    if len(cut) < len(text):
+    """Return a text without white space at its ends, cut at `MAX_CHARACTERS`."""
+    value = record.get(column)
+    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+        check_text(value, column)
+        record = {column: value[:MAX_CHARACTERS]}
         repair(f"text cut at {MAX_CHARACTERS} characters")
-    stripped = cut.strip()
+    text = text_of(record, column)
+    stripped = text.strip()
     if stripped.startswith("\ufeff"):
         stripped = stripped.lstrip("\ufeff").lstrip()
-    if len(stripped) < len(cut):
+    if len(stripped) < len(text):
         repair("white space at the ends removed")
     return stripped
 
@@ -107,7 +72,7 @@ def _pair(record: Mapping[str, Any], names: Mapping[str, str], lang: str, repair
     query = _text(record, names.get("query", "query"), repair)
     positive = _text(record, names.get("positive", "positive"), repair)
     if query == positive:
-        raise Fault("query equals its positive")
+        raise RowError("query equals its positive")
     column = names.get("negatives", "negatives")
     cell = record.get(column)
     if cell is None or cell == "" or cell == []:
@@ -115,9 +80,9 @@ def _pair(record: Mapping[str, Any], names: Mapping[str, str], lang: str, repair
     negatives: list[str] = []
     for value in _negatives(cell, column):
         try:
-            negative = clean_text(value, column, repair)
-        except Fault as fault:
-            repair(f"negative dropped: {fault.reason}")
+            negative = _text({column: value}, column, repair)
+        except RowError as error:
+            repair(f"negative dropped: {error.reason}")
             continue
         if negative in (query, positive):
             repair(
@@ -128,7 +93,9 @@ def _pair(record: Mapping[str, Any], names: Mapping[str, str], lang: str, repair
         else:
             negatives.append(negative)
     if not negatives:
-        raise Fault("no usable negative left", f"of {len(cell) if isinstance(cell, list) else 1}")
+        raise RowError(
+            "no usable negative left", f"of {len(cell) if isinstance(cell, list) else 1}"
+        )
     return Pair(query, positive, tuple(negatives), lang)
 
 
@@ -137,35 +104,35 @@ def _negatives(cell: Any, column: str) -> list[str]:
     if isinstance(cell, str):
         if not cell.startswith("["):
             return [cell]
-        parsed = parse_json('{"n": ' + cell + "}")
-        if isinstance(parsed, Fault):
+        try:
+            cell = read_object('{"n": ' + cell + "}")["n"]
+        except JsonError:
             return [cell]
-        cell = parsed["n"]
     if not isinstance(cell, list) or not all(isinstance(value, str) for value in cell):
         kinds = (
-            _kind(cell)
+            kind_of(cell)
             if not isinstance(cell, list)
-            else f"a list with {_kind(next(v for v in cell if not isinstance(v, str)))}"
+            else f"a list with {kind_of(next(v for v in cell if not isinstance(v, str)))}"
         )
-        raise Fault(f"{column!r} is no list of texts", f"it is {kinds}")
+        raise RowError(f"{column!r} is no list of texts", f"it is {kinds}")
     return cell
 
 
 def _score(record: Mapping[str, Any], column: str, bounds: tuple[float, float]) -> float:
-    value = _value(record, column)
+    value = value_of(record, column)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Fault(f"{column!r} is no number", f"it is {_kind(value)}")
+        raise RowError(f"{column!r} is no number", f"it is {kind_of(value)}")
     try:
         score = float(value)
     except (ValueError, OverflowError):
-        raise Fault(
+        raise RowError(
             f"{column!r} is no number",
             str(value)[:40] if isinstance(value, str) else "beyond floating point",
         ) from None
     if not math.isfinite(score):
-        raise Fault(f"{column!r} is not a finite number", str(score))
+        raise RowError(f"{column!r} is not a finite number", str(score))
     if not bounds[0] <= score <= bounds[1]:
-        raise Fault(
+        raise RowError(
             f"{column!r} is outside {bounds[0]:g}..{bounds[1]:g}",
             f"{score:g}; set score_range if the source has another scale",
         )
@@ -173,12 +140,14 @@ def _score(record: Mapping[str, Any], column: str, bounds: tuple[float, float]) 
 
 
 def _label(record: Mapping[str, Any], column: str, repair: Repair) -> str:
-    value = _value(record, column)
+    value = value_of(record, column)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise Fault(f"{column!r} is no class", f"it is {_kind(value)}; one text or whole number")
-    return clean_text(value, column, repair)
+        raise RowError(
+            f"{column!r} is no class", f"it is {kind_of(value)}; one text or whole number"
+        )
+    return _text(record, column, repair)
 
 
 def _lang(record: Mapping[str, Any], column: str) -> str:
@@ -186,18 +155,5 @@ def _lang(record: Mapping[str, Any], column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Fault(f"{column!r} is no text", f"it is {_kind(value)}")
+        raise RowError(f"{column!r} is no text", f"it is {kind_of(value)}")
     return value
-
-
-def _kind(value: Any) -> str:
-    words = {
-        "dict": "an object",
-        "list": "a list",
-        "int": "a number",
-        "float": "a number",
-        "str": "a text",
-        "bool": "true or false",
-        "NoneType": "null",
-    }
-    return words.get(type(value).__name__, f"a {type(value).__name__}")

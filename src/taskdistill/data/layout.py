@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskdistill.data.readers import SUFFIXES
 from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.io.records import SUFFIXES
 from taskdistill.types import RowKind
 
 RETRIEVAL = "retrieval"

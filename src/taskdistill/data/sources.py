@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from taskdistill.data.cleaning import OPTIONAL, REQUIRED, make_row
-from taskdistill.data.readers import SUFFIXES, Fault, Record, read_hub, read_records
-from taskdistill.data.rows import Counts, Dataset, LabeledText, ScoredPair, hash_rows, row_texts
-from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.data.rows import Dataset, LabeledText, ScoredPair, hash_rows, row_texts
+from taskdistill.errors import BadInput, RowError, did_you_mean
 from taskdistill.io.folders import check_listed
+from taskdistill.io.records import ALL_SUFFIXES, SUFFIXES, ReadStats, Record, read_hub, read_records
 from taskdistill.recipe.data import SourceConfig
 from taskdistill.types import RowKind
 
@@ -46,7 +46,7 @@ def load_source(
     only.
     """
     _check_columns(name, source)
-    counts, rows, seen, repaired = Counts(), list[Any](), set[Any](), dict[int, str]()
+    counts, rows, seen, repaired = ReadStats(), list[Any](), set[Any](), dict[int, str]()
     inputs = _inputs(root, name, source)
     for done, (label, records) in enumerate(inputs):
         _read(label, records, source, counts, rows, seen, repaired)
@@ -113,7 +113,7 @@ def _hub_inputs(source: SourceConfig) -> Iterator[tuple[str, Iterator[Record]]]:
 
 def _in_language(records: Iterator[Record], column: str, language: str) -> Iterator[Record]:
     for number, record in records:
-        yield number, record if isinstance(record, Fault) else record | {column: language}
+        yield number, record if isinstance(record, RowError) else record | {column: language}
 
 
 def resolve(root: Path, name: str, pattern: str) -> list[Path]:
@@ -130,10 +130,12 @@ def resolve(root: Path, name: str, pattern: str) -> list[Path]:
         raise BadInput(
             f"source {name!r}: the glob {pattern} is absolute; globs start from data.root ({root})"
         )
+    # A text file beside the data, such as a read-me, is not meant unless the pattern says so.
+    endings = ALL_SUFFIXES if pattern.lower().endswith((".txt", ".txt.gz")) else SUFFIXES
     result = sorted(
         path
         for path in root.glob(pattern)
-        if path.is_file() and path.name.lower().endswith(SUFFIXES)
+        if path.is_file() and path.name.lower().endswith(endings)
     )
     if not result:
         raise BadInput(
@@ -154,7 +156,7 @@ def _near(root: Path, pattern: str) -> str:
     return did_you_mean(pattern, names[:200]) if names else f"; {root} holds no file of rows"
 
 
-def _languages(source: SourceConfig, counts: Counts) -> str:
+def _languages(source: SourceConfig, counts: ReadStats) -> str:
     return (
         f": none of its {counts.filtered} rows is in the languages {source.languages}"
         if counts.filtered
@@ -166,7 +168,7 @@ def _read(
     label: str,
     records: Iterator[Record],
     source: SourceConfig,
-    counts: Counts,
+    counts: ReadStats,
     rows: list[Any],
     seen: set[Any],
     repaired: dict[int, str],
@@ -178,9 +180,9 @@ def _read(
     repairs: list[str] = []
     lang = source.columns.get("lang", "lang")
     for number, record in records:
-        if isinstance(record, Fault):
+        if isinstance(record, RowError):
             counts.read += 1
-            counts.reject(record.reason, f"{label}:{number}", record.detail)
+            counts.reject(f"{label}:{number}", record)
             continue
         if columns is None:
             columns = [str(key) for key in record]
@@ -202,9 +204,9 @@ def _read(
         repairs.clear()
         try:
             row = make_row(record, source, repairs.append)
-        except Fault as fault:
+        except RowError as error:
             missing.update(column for column in required if column not in record)
-            counts.reject(fault.reason, f"{label}:{number}", fault.detail)
+            counts.reject(f"{label}:{number}", error)
             continue
         key = (
             *row_texts(row),
@@ -212,7 +214,7 @@ def _read(
             row.label if isinstance(row, LabeledText) else None,
         )
         if key in seen:
-            counts.reject(DUPLICATE, f"{label}:{number}")
+            counts.reject(f"{label}:{number}", RowError(DUPLICATE))
             continue
         seen.add(key)
         if repairs:
@@ -240,7 +242,7 @@ def _check_missing(
 
 
 def _drop_lonely(
-    rows: list[Any], counts: Counts, where: str, repaired: dict[int, str]
+    rows: list[Any], counts: ReadStats, where: str, repaired: dict[int, str]
 ) -> list[Any]:
     sizes = Counter(row.label for row in rows)
     if len(sizes) < 2:
@@ -258,7 +260,7 @@ def _drop_lonely(
     for index, row in enumerate(rows):
         if sizes[row.label] == 1:
             repaired.pop(index, None)
-            counts.reject(LONELY, where, row.label[:60])
+            counts.reject(where, RowError(LONELY, row.label[:60]))
     return rows_left
 
 

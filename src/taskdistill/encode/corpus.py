@@ -16,15 +16,16 @@ from taskdistill.encode.batches import cores
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.placement import assign_devices
 from taskdistill.encode.process_executor import run_processes
-from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.runner import EncodeOptions, Progress
 from taskdistill.encode.shards import JOB, SHARDS, ShardJob, ShardWorker, finished, shard_files
+from taskdistill.encode.texts import EncodeStats, TextReader, nothing_usable
 from taskdistill.errors import BadInput
 from taskdistill.io.atomic import check_place, remove_stale, remove_stale_within, sha256_file
 from taskdistill.io.folders import read_manifest, seal
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.outputs import foreign_names, remove_names
 from taskdistill.io.protection import check_writable
+from taskdistill.io.records import TextSource
 from taskdistill.io.sealed import read_sealed, write_sealed
 from taskdistill.tasks import Role
 from taskdistill.types import MANIFEST, Backend
@@ -33,7 +34,7 @@ KIND = "vectors"
 SHARD_ROWS = 8_192
 
 Execute = Callable[
-    [ShardJob, Sequence[int], Sequence[str]], Generator[tuple[int, Counts], None, None]
+    [ShardJob, Sequence[int], Sequence[str]], Generator[tuple[int, EncodeStats], None, None]
 ]
 """A way to run shards: the job, the shards to do, a device for each worker; gives each shard as it
 is done.
@@ -42,7 +43,7 @@ is done.
 
 def encode_corpus(
     model: str,
-    reading: Reading,
+    source: TextSource,
     out: Path,
     options: EncodeOptions,
     *,
@@ -55,13 +56,13 @@ def encode_corpus(
     execute: Execute | None = None,
     opened: Callable[[Encoder], None] | None = None,
     progress: Progress | None = None,
-) -> Counts:
+) -> EncodeStats:
     """Encode a file of texts into a folder of shards, each of `shard_rows` rows of the file in its
     order.
 
     Run again after any interruption, it encodes the shards that are missing and no other. The
     folder gets its manifest last; `VectorFolder` reads it as one. `model`: model folder, Hub id or
-    `all-MiniLM-L6-v2`. `reading`: the file; standard input cannot be read by several workers.
+    `all-MiniLM-L6-v2`. `source`: the file; standard input cannot be read by several workers.
     `options`: arguments of `Encoder.encode`, with one task. `processes`: workers; each loads the
     model and holds one shard's texts and vectors. `devices`: where workers run, in turn; `auto`
     stands for every accelerator and `cuda` for every GPU. `threads`: threads of each worker; None
@@ -70,7 +71,7 @@ def encode_corpus(
     called with (rows done, rows in all). Returns what became of every row, those of earlier runs
     included. Raises BadInput if an argument cannot be used, or the folder holds another job.
     """
-    if reading.source == "-":
+    if source.path == "-":
         raise BadInput(
             "a folder of shards needs a file that can be read again after an interruption; save"
             " standard input to one"
@@ -82,7 +83,7 @@ def encode_corpus(
     )
     job = ShardJob(
         model,
-        reading,
+        source,
         out,
         shard_rows,
         options,
@@ -120,10 +121,7 @@ def encode_corpus(
                     note(total.read, description["rows"])
         if total.used == 0:
             _take_back(out, shards)
-            why = f" ({total.examples[0]})" if total.examples else ""
-            raise BadInput(
-                f"{reading.source} has no row with a usable text{why}; give a file with texts"
-            )
+            raise nothing_usable(source, total)
         if not _is_sealed(out):
             inputs = {"model": description["model_hash"], "source": description["source_sha256"]}
             files = [
@@ -143,7 +141,7 @@ def encode_corpus(
 
 def _run_here(
     worker: ShardWorker, pending: Sequence[int]
-) -> Generator[tuple[int, Counts], None, None]:
+) -> Generator[tuple[int, EncodeStats], None, None]:
     for number in pending:
         yield number, worker.run(number)
 
@@ -153,7 +151,7 @@ def _describe(job: ShardJob, encoder: Encoder) -> dict[str, Any]:
     here.
     """
     empty = encoder.encode_reporting([], **job.asked).vectors
-    rows = Rows(job.reading)
+    rows = TextReader(job.source)
     try:
         count = rows.skip()
     finally:
@@ -169,9 +167,9 @@ def _describe(job: ShardJob, encoder: Encoder) -> dict[str, Any]:
         "model": encoder.name,
         "model_hash": encoder.model_hash,
         "space_id": encoder.space_id,
-        "source": Path(job.reading.source).name,
-        "source_sha256": sha256_file(Path(job.reading.source)),
-        "column": job.reading.column,
+        "source": Path(job.source.path).name,
+        "source_sha256": sha256_file(Path(job.source.path)),
+        "column": job.source.column,
         "rows": count,
         "shard_rows": job.shard_rows,
         "task": encoder.choose_task(task),
@@ -246,9 +244,9 @@ def _is_sealed(out: Path) -> bool:
     return True
 
 
-def _look(out: Path, shards: int) -> tuple[Counts, list[int]]:
+def _look(out: Path, shards: int) -> tuple[EncodeStats, list[int]]:
     """Count what is there, and list the shards that are not."""
-    total, pending = Counts(), []
+    total, pending = EncodeStats(), []
     for number in range(shards):
         counts = finished(out, number)
         if counts is None:

@@ -13,10 +13,11 @@ import numpy as np
 
 from taskdistill.encode.encoder import WINDOW, Encoder
 from taskdistill.encode.long_text_files import LongTextOptions, encode_long
-from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.runner import EncodeOptions, Progress
+from taskdistill.encode.texts import EncodeStats, TextReader, nothing_usable
 from taskdistill.errors import BadInput
 from taskdistill.io.outputs import check_output, output
+from taskdistill.io.records import TextSource
 from taskdistill.io.vector_files import OURS, WRITERS, Writer
 
 LONG_WINDOW = 256
@@ -25,7 +26,7 @@ LONG_WINDOW = 256
 
 def encode_file(
     encoder: Encoder,
-    reading: Reading,
+    source: TextSource,
     out: Path,
     *,
     task: str | None,
@@ -37,12 +38,12 @@ def encode_file(
     long: LongTextOptions | None = None,
     progress: Progress | None = None,
     window: int = WINDOW,
-) -> Counts:
+) -> EncodeStats:
     """Encode every text of a file.
 
     Rows without a usable text are rejected and counted, and have no vector; .parquet and .jsonl
     outputs name each vector's row, so that nothing shifts. A .npy output is refused if a row had to
-    be rejected, or has a vector for each chunk. `reading`: where the texts are. `out`: .npy,
+    be rejected, or has a vector for each chunk. `source`: where the texts are. `out`: .npy,
     .parquet or .jsonl; written beside and renamed. `refuse_truncation`: whether a text that is too
     long is an error. `long`: how texts longer than the model reads are read whole; None cuts their
     ends. `max_length` is then the length of one pass. `progress`: called with (rows encoded, rows
@@ -64,8 +65,8 @@ def encode_file(
             f"{out}: a .npy file cannot say which characters a chunk has; write .parquet or .jsonl"
         )
     check_output(out, OURS[out.suffix])
-    counts = Counts()
-    rows = Rows(reading)
+    counts = EncodeStats()
+    rows = TextReader(source)
     texts = rows.take(counts)
     with closing(rows), output(out, OURS[out.suffix]) as beside:
         writer: Writer | None = None
@@ -90,14 +91,11 @@ def encode_file(
             counts.truncated += part.truncated
             counts.windows += part.passes
         if writer is None:
-            why = f" ({counts.examples[0]})" if counts.examples else ""
-            raise BadInput(
-                f"{reading.source} has no row with a usable text{why}; give a file with texts"
-            )
+            raise nothing_usable(source, counts)
         writer.close()
         if out.suffix == ".npy" and counts.rejected:
             raise BadInput(
-                f"{reading.source}: {counts.rejected} rows have no usable text"
+                f"{source.path}: {counts.rejected} rows have no usable text"
                 f" ({counts.examples[0]}); a .npy file cannot say which rows are missing: write"
                 " .parquet or .jsonl, or repair the rows"
             )

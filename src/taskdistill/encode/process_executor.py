@@ -10,14 +10,14 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 from multiprocessing import connection, get_context, parent_process
 
-from taskdistill.encode.reading import Counts
 from taskdistill.encode.shards import ShardJob, ShardWorker
+from taskdistill.encode.texts import EncodeStats
 from taskdistill.errors import BadInput, WorkFailed
 
 
 def run_processes(
     job: ShardJob, pending: Sequence[int], devices: Sequence[str]
-) -> Generator[tuple[int, Counts], None, None]:
+) -> Generator[tuple[int, EncodeStats], None, None]:
     """Encode shards in fresh processes, one for each device named.
 
     `devices`: a device for each process. Yields a shard that is done, and what became of its rows;
@@ -58,7 +58,7 @@ def run_processes(
             end.close()
 
 
-def _receive(end: connection.Connection, code: int | None) -> tuple[int, Counts] | None:
+def _receive(end: connection.Connection, code: int | None) -> tuple[int, EncodeStats] | None:
     try:
         kind, *payload = end.recv()
     except (EOFError, ConnectionResetError):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from taskdistill.device import CPU
-from taskdistill.encode.reading import Counts
 from taskdistill.encode.shards import ShardJob, ShardWorker
+from taskdistill.encode.texts import EncodeStats
 from taskdistill.errors import require_extra
 
 
@@ -37,7 +37,7 @@ class ShardActor:
 
 def run_ray(
     job: ShardJob, pending: Sequence[int], devices: Sequence[str]
-) -> Generator[tuple[int, Counts], None, None]:
+) -> Generator[tuple[int, EncodeStats], None, None]:
     """Encode shards with one Ray actor for each device named.
 
     `devices`: a device for each actor; on GPUs Ray chooses which one. Yields a shard that is done,
@@ -59,4 +59,4 @@ def run_ray(
         **resources,
     )
     for row in done.iter_rows():
-        yield int(row["shard"]), Counts(**json.loads(row["counts"]))
+        yield int(row["shard"]), EncodeStats(**json.loads(row["counts"]))

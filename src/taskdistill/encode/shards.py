@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.runner import EncodeOptions
+from taskdistill.encode.texts import EncodeStats, TextReader
 from taskdistill.errors import BadInput
 from taskdistill.io.atomic import replacing, sha256_file
+from taskdistill.io.records import TextSource
 from taskdistill.io.sealed import read_sealed, write_sealed
 
 SHARDS = "shards"
@@ -28,7 +29,7 @@ class ShardJob:
 
     model: str
     """Model folder or name, readable by every worker."""
-    reading: Reading
+    source: TextSource
     """The texts, readable by every worker."""
     folder: Path
     """Output, writable by every worker."""
@@ -53,27 +54,27 @@ class ShardWorker:
     def __init__(self, job: ShardJob, encoder: Encoder) -> None:
         self.job = job
         self.encoder = encoder
-        self._rows: Rows | None = None
+        self._rows: TextReader | None = None
 
-    def run(self, number: int) -> Counts:
+    def run(self, number: int) -> EncodeStats:
         """Encode one shard; ascending numbers read the corpus once."""
         first = number * self.job.shard_rows
         if self._rows is None or self._rows.place > first:
             if self._rows is not None:
                 self._rows.close()
-            self._rows = Rows(self.job.reading)
+            self._rows = TextReader(self.job.source)
         self._rows.skip(first - self._rows.place)
         return encode_shard(self.encoder, self._rows, number, self.job)
 
 
-def encode_shard(encoder: Encoder, source: Rows, number: int, job: ShardJob) -> Counts:
+def encode_shard(encoder: Encoder, texts: TextReader, number: int, job: ShardJob) -> EncodeStats:
     """Encode the next rows of a corpus and write them: vectors, row numbers, and last the report
     that makes them count.
 
     Raises BadInput if a text cannot be encoded as asked.
     """
-    counts, first = Counts(), source.place
-    result = list(source.take(counts, job.shard_rows))
+    counts, first = EncodeStats(), texts.place
+    result = list(texts.take(counts, job.shard_rows))
     try:
         encoded = encoder.encode_reporting([text for _, text in result], **job.asked)
     except BadInput as error:
@@ -93,7 +94,7 @@ def encode_shard(encoder: Encoder, source: Rows, number: int, job: ShardJob) -> 
     return counts
 
 
-def finished(folder: Path, number: int) -> Counts | None:
+def finished(folder: Path, number: int) -> EncodeStats | None:
     """Say whether a shard is there, reading every byte of it.
 
     Returns what became of its rows; None if it is missing, damaged, half written or of another job,
@@ -107,7 +108,7 @@ def finished(folder: Path, number: int) -> Counts | None:
             report_fields["sha256"] if "sha256" in report_fields else report_fields["files"]
         ) == {path.name: sha256_file(path) for path in (vectors, rows)}
         if unchanged and report_fields.get("job", "") in ("", sha256_file(folder / JOB)):
-            return Counts(**report_fields["counts"])
+            return EncodeStats(**report_fields["counts"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return None

@@ -4,16 +4,14 @@ where they are damaged.
 
 from __future__ import annotations
 
-import gzip
 import random
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from taskdistill.errors import BadInput
-from taskdistill.io.json import JsonError, read_object
+from taskdistill.errors import BadInput, RowError
+from taskdistill.io.lines import decoded, read_lines
+from taskdistill.io.records import check_text, read_records
 
 Item = TypeVar("Item")
 
@@ -27,23 +25,20 @@ def rows(path: Path, texts: Sequence[str], notes: list[str]) -> Iterator[dict[st
     """
     empty = []
     count = 0
-    with opened(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            row = _parsed(path, number, line)
-            for key in texts:
-                if not isinstance(row.get(key), str):
-                    refuse(
-                        path,
-                        number,
-                        f"needs a text under {key!r}; has {', '.join(row) or 'no keys'}",
-                    )
-            if all(row[key].strip() for key in texts):
-                count += 1
-                yield {**row, "#": number}
-            else:
-                empty.append(f"line {number}")
+    for number, row in read_records(path):
+        if isinstance(row, RowError):
+            refuse(path, number, str(row))
+        for key in texts:
+            if not isinstance(row.get(key), str):
+                refuse(
+                    path, number, f"needs a text under {key!r}; has {', '.join(row) or 'no keys'}"
+                )
+            _check(path, number, row[key], key)
+        if all(row[key].strip() for key in texts):
+            count += 1
+            yield {**row, "#": number}
+        else:
+            empty.append(f"line {number}")
     if not count:
         raise BadInput(f"{path} has no rows with text; it needs one JSON object a line")
     if empty:
@@ -72,6 +67,8 @@ def texts_by_id(path: Path, notes: list[str]) -> dict[str, str]:
         key, title, text = row.get("_id"), row.get("title") or "", row.get("text")
         if not isinstance(key, str) or not isinstance(text, str) or not isinstance(title, str):
             refuse(path, row["#"], "`_id` and `text` must be texts")
+        for field, value in (("_id", key), ("title", title), ("text", text)):
+            _check(path, row["#"], value, field)
         passage = f"{title} {text}".strip() if title else text.strip()
         repeated += key in result
         if result.setdefault(key, passage) != passage:
@@ -93,39 +90,24 @@ def judgments(path: Path) -> Iterator[tuple[int, str, str, int]]:
     `path`: query id, document id and relevance separated by tabs, with a header. Raises BadInput if
     a line has another form.
     """
-    with opened(path) as stream:
-        for number, line in enumerate(stream, 1):
-            parts = line.rstrip("\r\n").split("\t")
-            if (number == 1 and parts[0] == "query-id") or not line.strip():
-                continue
-            try:
-                query, document, relevance = parts[0], parts[1], int(parts[2])
-            except (IndexError, ValueError):
-                refuse(
-                    path,
-                    number,
-                    f"{line.strip()!r} is not query-id, corpus-id and a whole-number score,"
-                    " separated by tabs",
-                )
-            yield number, query, document, relevance
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[TextIO]:
-    """Open a text file for reading, through gzip where its name ends in .gz; lines end at a line
-    feed only.
-
-    Raises BadInput if it is missing, no gzip file or no UTF-8.
-    """
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as stream:
-            yield stream
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise BadInput(
-            f"{path} cannot be read ({error}); give a whole UTF-8 file, gzip if its name ends"
-            " in .gz"
-        ) from None
+    for number, offset, raw in read_lines(path):
+        try:
+            line = decoded(raw, offset)
+        except RowError as error:
+            refuse(path, number, str(error))
+        parts = line.rstrip("\r").split("\t")
+        if (number == 1 and parts[0] == "query-id") or not line.strip():
+            continue
+        try:
+            query, document, relevance = parts[0], parts[1], int(parts[2])
+        except (IndexError, ValueError):
+            refuse(
+                path,
+                number,
+                f"{line.strip()!r} is not query-id, corpus-id and a whole-number score, separated"
+                " by tabs",
+            )
+        yield number, query, document, relevance
 
 
 def refuse(path: Path, line: int, fault: str) -> NoReturn:
@@ -146,11 +128,8 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(result[:5]) + (", ..." if len(result) > 5 else "")
 
 
-def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+def _check(path: Path, number: int, text: str, key: str) -> None:
     try:
-        return read_object(line)
-    except JsonError as fault:
-        what = {"not valid JSON": "not JSON", "not a JSON object": "no JSON object"}.get(
-            fault.reason, str(fault)
-        )
-        refuse(path, number, f"the line is {what}")
+        check_text(text, key)
+    except RowError as error:
+        refuse(path, number, str(error))

@@ -15,7 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
-from taskdistill.errors import BadInput
+from taskdistill.errors import BadInput, RowError
 
 MAX_DEPTH = 64
 """Deepest nesting of lists and objects."""
@@ -42,16 +42,8 @@ class _Keep(dict[int, int | None]):
 _BRACKETS = _Keep({ord(each): ord(each) for each in _STEPS})
 
 
-class JsonError(ValueError):
-    """Why a text is no usable JSON: a reason shared by all such texts and what is particular to
-    this one.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        """Say what is wrong. `reason`: the same words for every such text."""
-        super().__init__(f"{reason} ({detail})" if detail else reason)
-        self.reason = reason
-        self.detail = detail
+class JsonError(RowError):
+    """Why a text is no usable JSON."""
 
 
 def read_object(
@@ -60,7 +52,7 @@ def read_object(
     """Parse one JSON object.
 
     `max_elements`: most elements of lists and fields of objects. `constants`: whether NaN and
-    infinity, which some programs write, are read as what they mean. Raises JsonFault if it is no
+    infinity, which some programs write, are read as what they mean. Raises JsonError if it is no
     JSON, no object, names a key twice, holds NaN, infinity or a number beyond all bounds, is nested
     too deeply, or has too many elements.
     """
@@ -74,7 +66,7 @@ def read_value(text: str, *, max_elements: int = MAX_ELEMENTS, constants: bool =
     """Parse one JSON value of any kind.
 
     `max_elements`: most elements of lists and fields of objects. `constants`: whether NaN and
-    infinity, which some programs write, are read as what they mean. Raises JsonFault as
+    infinity, which some programs write, are read as what they mean. Raises JsonError as
     `read_object`, but for the kind of the value.
     """
     check_shape(text, max_elements=max_elements)
@@ -152,7 +144,7 @@ def check_shape(text: str, *, max_elements: int = MAX_ELEMENTS) -> None:
     counted.
 
     Every step is one pass of a string method over the text. `text`: what may be JSON.
-    `max_elements`: most elements of lists and fields of objects. Raises JsonFault if it is nested
+    `max_elements`: most elements of lists and fields of objects. Raises JsonError if it is nested
     too deeply or has too many elements.
     """
     opened, separated = text.count("[") + text.count("{"), text.count(",")

@@ -1,32 +1,25 @@
-"""Read a corpus to index: JSONL, CSV, Parquet or a folder of text files, streamed; bad rows are
+"""Records to the documents of an index: the rows of a file or the texts of a folder; bad rows are
 counted with their reason.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
-from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.io.json_rows import MAX_BYTES, check_text, parse_line
+from taskdistill.errors import BadInput, RowError, did_you_mean
+from taskdistill.io.lines import MAX_LINE
+from taskdistill.io.records import ReadStats, Records, check_text, kind_of, text_of
 
 TEXT_FIELDS = ("text", "content", "body", "document")
 ID_FIELDS = ("_id", "id")
 TEXT_FILES = (".txt", ".md", ".rst", ".text")
-_FAULTS_KEPT = 100
-
-Row = tuple[int, dict[str, Any] | ValueError]
-"""Line or row number, from 1, and what was found there."""
 
 
 @dataclass(frozen=True)
@@ -45,38 +38,9 @@ class Document:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A row that was not used: where it is and why."""
-
-    file: str
-    line: int
-    reason: str
-
-
-@dataclass
-class CorpusReport:
-    """What became of the rows of a corpus; `used` and `rejected` add up to `rows`.
-
-    Attributes:
-        rows: Rows read.
-        used: Rows that became documents.
-        faults: The first rejected rows, with reasons.
-    """
-
-    rows: int = 0
-    used: int = 0
-    faults: list[Fault] = field(default_factory=list)
-
-    @property
-    def rejected(self) -> int:
-        """Rows that were not used."""
-        return self.rows - self.used
-
-
 class Corpus:
     """The documents of a file or folder; each pass over it reads it again and counts anew in
-    `report`.
+    `stats`.
     """
 
     def __init__(
@@ -84,14 +48,14 @@ class Corpus:
     ) -> None:
         """Find out how to read the path.
 
-        `path`: a .jsonl, .csv, .tsv (each also .gz) or .parquet file; a folder of text files; or a
-        folder with corpus.jsonl(.gz). `text_field`: name of the text; by default the first of text,
-        content, body, document that the first row has. `id_field`: name of the id; by default `_id`
-        or `id`, or else file name and line. Raises BadInput if there is nothing to read, the ending
-        is unknown, or a field is named where files are the texts.
+        `path`: a file of rows; a folder of text files; or a folder with corpus.jsonl(.gz).
+        `text_field`: name of the text; by default the first of text, content, body, document that
+        the first row has. `id_field`: name of the id; by default `_id` or `id`, or else file name
+        and line. Raises BadInput if there is nothing to read, the ending is unknown, or a field is
+        named where files are the texts.
         """
         self.path = Path(path)
-        self.report = CorpusReport()
+        self.stats = ReadStats()
         self._text_field = text_field
         self._id_field = id_field
         if self.path.is_dir():
@@ -106,47 +70,39 @@ class Corpus:
                 f"{self.path} is a folder of text files, which have no fields; leave out text_field"
                 " and id_field"
             )
-        self._read = None if self.path.is_dir() else _reader(self.path)
+        self._untyped = any(each in (".csv", ".tsv") for each in self.path.suffixes[-2:])
+        if not self.path.is_dir():
+            Records(self.path).close()
 
     def __iter__(self) -> Iterator[Document]:
-        self.report = CorpusReport()
-        seen = False
-        for file, line, row in self._folder() if self._read is None else self._file(self._read):
-            self.report.rows += 1
-            if isinstance(row, dict):
-                if not seen:
-                    self._choose_text_field(row)
-                    seen = True
-                try:
-                    document = self._document(row, f"{file}:{line}")
-                except ValueError as error:
-                    row = error
-                else:
-                    self.report.used += 1
-                    yield document
-                    continue
-            if len(self.report.faults) < _FAULTS_KEPT:
-                self.report.faults.append(Fault(file, line, str(row)))
-        if not self.report.used:
-            first = f"; the first fault: {self.report.faults[0]}" if self.report.faults else ""
+        self.stats = ReadStats()
+        first = True
+        for file, line, record in self._folder() if self.path.is_dir() else self._file():
+            self.stats.read += 1
+            if first and not isinstance(record, RowError):
+                self._choose_text_field(record)
+                first = False
+            try:
+                if isinstance(record, RowError):
+                    raise record
+                document = self._document(record, f"{file}:{line}")
+            except RowError as error:
+                self.stats.reject(f"{file}:{line}", error)
+                continue
+            self.stats.used += 1
+            yield document
+        if not self.stats.used:
+            first_fault = f"; the first: {self.stats.examples[0]}" if self.stats.examples else ""
             raise BadInput(
-                f"{self.path} holds no usable document among {self.report.rows} rows{first}; give a"
-                " corpus with texts"
+                f"{self.path} holds no usable document among {self.stats.read} rows{first_fault};"
+                " give a corpus with texts"
             )
 
-    def _file(
-        self, read: Callable[[Path], Iterator[Row]]
-    ) -> Iterator[tuple[str, int, dict[str, Any] | ValueError]]:
-        try:
-            for line, row in read(self.path):
-                yield self.path.name, line, row
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
-            raise BadInput(
-                f"{self.path} cannot be read after row {self.report.rows} ({error}); copy or make"
-                " it again"
-            ) from None
+    def _file(self) -> Iterator[tuple[str, int, dict[str, Any] | RowError]]:
+        for line, record in Records(self.path):
+            yield self.path.name, line, record
 
-    def _folder(self) -> Iterator[tuple[str, int, dict[str, Any] | ValueError]]:
+    def _folder(self) -> Iterator[tuple[str, int, dict[str, Any] | RowError]]:
         for path in sorted(
             p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith(".")
         ):
@@ -169,141 +125,57 @@ class Corpus:
                 " name the field that holds the id"
             )
 
-    def _document(self, row: dict[str, Any], place: str) -> Document:
+    def _document(self, record: dict[str, Any], place: str) -> Document:
         text_field = cast(str, self._text_field)
-        text = row.get(text_field)
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"the field {text_field!r} holds no text")
-        id_field = self._id_field or next((name for name in ID_FIELDS if name in row), None)
-        key = place if id_field is None else row.get(id_field)
+        text = text_of(record, text_field)
+        id_field = self._id_field or next((name for name in ID_FIELDS if name in record), None)
+        key = place if id_field is None else record.get(id_field)
         if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
-            raise ValueError(f"the field {id_field!r} holds no id")
+            raise RowError(f"{id_field!r} holds no id", f"it is {kind_of(key)}")
+        check_text(str(key), cast(str, id_field))
         metadata = {
-            name: _plain(value) for name, value in row.items() if name not in (text_field, id_field)
+            name: _plain(name, value)
+            for name, value in record.items()
+            if name not in (text_field, id_field)
         }
-        kept = {name: value for name, value in metadata.items() if value is not None}
-        check_text(json.dumps(kept, ensure_ascii=False))
-        return Document(check_text(str(key)), check_text(text), kept)
+        # An empty cell of a table without types says that there is no value; in JSON it is one.
+        filled = {
+            name: value
+            for name, value in metadata.items()
+            if value is not None and not (self._untyped and value == "")
+        }
+        check_text(json.dumps(filled, ensure_ascii=False), "metadata")
+        return Document(str(key), text, filled)
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
-    if not path.is_file():
-        raise BadInput(
-            f"{path} does not exist; give a .jsonl, .csv, .tsv or .parquet file or a folder of text"
-            " files"
-        )
-    ending = Path(path.name.removesuffix(".gz")).suffix.lower()
-    readers = {
-        ".jsonl": _jsonl,
-        ".ndjson": _jsonl,
-        ".csv": _csv,
-        ".tsv": _csv,
-        ".parquet": _parquet,
-    }
-    if ending not in readers:
-        raise BadInput(
-            f"{path} ends in {ending or 'nothing known'!r}{did_you_mean(ending, readers)}; or give"
-            " a folder of text files"
-        )
-    return readers[ending]
-
-
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    with _open(path) as stream:
-        for number in itertools.count(1):
-            line = stream.readline(MAX_BYTES + 1)
-            if not line:
-                return
-            rest = line
-            while len(rest) > MAX_BYTES and not rest.endswith(b"\n"):
-                rest = stream.readline(MAX_BYTES + 1)
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                try:
-                    yield number, parse_line(line)
-                except ValueError as error:
-                    yield number, error
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(MAX_BYTES)
-    delimiter = "\t" if path.name.removesuffix(".gz").lower().endswith(".tsv") else ","
-    with (
-        _open(path) as raw,
-        io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as stream,
-    ):
-        rows = csv.reader(stream, delimiter=delimiter, strict=True)
-        header = next(rows, [])
-        if len(set(header)) != len(header):
-            raise BadInput(f"{path} has a column name twice in {header}; rename one")
-        while True:
-            try:
-                values = next(rows, None)
-                if values is None:
-                    return
-                if not values:
-                    continue
-                if len(values) != len(header):
-                    raise ValueError(f"{len(values)} fields instead of {len(header)}")
-                yield (
-                    rows.line_num,
-                    {
-                        name: value if value else None
-                        for name, value in zip(header, values, strict=True)
-                    },
-                )
-            except (csv.Error, ValueError) as error:
-                yield rows.line_num, ValueError(str(error))
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except pa.ArrowException as error:
-        raise BadInput(
-            f"{path} cannot be read as Parquet ({error}); copy or make it again"
-        ) from None
-
-
-def _text_file(path: Path, name: str) -> dict[str, Any] | ValueError:
+def _text_file(path: Path, name: str) -> dict[str, Any] | RowError:
     if path.suffix.lower() not in TEXT_FILES:
-        return ValueError(f"not a text file: the ending is not one of {', '.join(TEXT_FILES)}")
-    if path.stat().st_size > MAX_BYTES:
-        return ValueError(f"the file is longer than {MAX_BYTES >> 20} MiB")
+        return RowError("not a text file", f"the ending is not one of {', '.join(TEXT_FILES)}")
     try:
+        if path.stat().st_size > MAX_LINE:
+            return RowError("file too long", f"more than {MAX_LINE >> 20} MiB")
         return {"id": name, "text": path.read_bytes().decode("utf-8-sig")}
     except UnicodeDecodeError as error:
-        return ValueError(f"not UTF-8 at byte {error.start}")
+        return RowError("invalid UTF-8", f"byte offset {error.start}")
+    except OSError as error:
+        return RowError("a file that cannot be read", str(error.strerror))
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     """Return a JSON value; missing values (None, NaN) are None."""
     match value:
         case None | bool() | int() | str():
             return value
         case float():
             if math.isinf(value):
-                raise ValueError("a metadata field holds infinity")
+                raise RowError(f"{name!r} holds infinity")
             return None if math.isnan(value) else value
         case date() | time():
             return value.isoformat()
         case Decimal():
             return str(value)
         case list() | tuple():
-            return [_plain(each) for each in value]
+            return [_plain(name, each) for each in value]
         case dict():
-            return {str(name): _plain(each) for name, each in value.items()}
-    raise ValueError(f"a metadata field holds {type(value).__name__}, which JSON has no word for")
+            return {str(key): _plain(name, each) for key, each in value.items()}
+    raise RowError(f"{name!r} holds what JSON has no word for", kind_of(value))

@@ -83,10 +83,10 @@ def read_dev_set(folder: str | Path) -> DevSet:
         qrels.setdefault(query, {})[document] = relevance
     dev = DevSet(list(corpus), texts, qrels)
     for each in (corpus, queries):
-        if each.report.faults:
+        if bad := each.stats.rejected.total():
             raise BadInput(
-                f"{each.path} has {each.report.rejected} rows that cannot be used, the first: "
-                f"{each.report.faults[0]}; correct them"
+                f"{each.path} has {bad} rows that cannot be used, the first:"
+                f" {each.stats.examples[0]}; correct them"
             )
     return dev
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
-from taskdistill.io.json_rows import check_text
+from taskdistill.io.records import check_text
 from taskdistill.search.candidates import Rows
 from taskdistill.search.corpus import Document
 from taskdistill.search.passages import PassageSettings, split
@@ -121,9 +121,9 @@ def check_document(document: Document) -> None:
             raise ValueError("the id must be a text that is not empty")
         if not isinstance(document.text, str) or not document.text.strip():
             raise ValueError("the text is empty")
-        check_text(document.id)
-        check_text(document.text)
-        check_text(canonical_metadata(document))
+        check_text(document.id, "id")
+        check_text(document.text, "text")
+        check_text(canonical_metadata(document), "metadata")
     except (TypeError, ValueError) as error:
         raise BadInput(
             f"the document {document.id!r:.80} cannot be indexed: {error}; correct it or leave it "

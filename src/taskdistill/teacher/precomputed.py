@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from taskdistill.errors import BadInput
-from taskdistill.io.json import JsonError, read_object
+from taskdistill.errors import BadInput, RowError
+from taskdistill.io.records import check_unicode, kind_of, read_records, value_of
 from taskdistill.teacher.keys import KEY_DTYPE, KeyIndex, Keys, text_keys
 from taskdistill.teacher.protocol import TeacherIdentity, unit_rows
 
@@ -121,42 +120,27 @@ def _folder_pair(folder: Path) -> tuple[Iterator[str], npt.NDArray[Any]]:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    if path.suffix == ".parquet":
-        yield from chain.from_iterable(
-            batch.column("text").to_pylist()
-            for batch in _parquet(path, "text").iter_batches(columns=["text"])
-        )
-        return
-    with (
-        gzip.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8", newline="\n")
-    ) as lines:
-        for number, line in enumerate(lines, 1):
-            if path.suffix == ".txt":
-                yield line.rstrip("\r\n")
-                continue
-            try:
-                yield read_object(line)["text"]
-            except (JsonError, KeyError):
-                raise BadInput(
-                    f'{path}:{number}: needed is a JSON object with a field "text"'
-                ) from None
+    """Give every text of a file, as it stands: the teacher may have read what no recipe takes."""
+    for number, record in read_records(path, {"text"}):
+        try:
+            if isinstance(record, RowError):
+                raise record
+            text = value_of(record, "text")
+            if not isinstance(text, str):
+                raise RowError("'text' is no text", f"it is {kind_of(text)}")
+            check_unicode(text, "text")
+        except RowError as error:
+            raise BadInput(
+                f"{path}:{number}: {error}; every row needs its text, since vectors are found by it"
+            ) from None
+        yield text
 
 
 def _keys(texts: Iterator[str]) -> Keys:
     """Hash a stream of texts without holding them."""
     parts = [np.empty(0, KEY_DTYPE)]
-    try:
-        while batch := list(islice(texts, 65536)):
-            if any(not isinstance(text, str) for text in batch):
-                raise BadInput(
-                    "a text of the precomputed vectors is"
-                    f" {next(t for t in batch if not isinstance(t, str))!r}, not a string"
-                )
-            parts.append(text_keys(batch))
-    except (UnicodeDecodeError, OSError, EOFError) as error:
-        raise BadInput(f"the texts of the precomputed vectors cannot be read: {error}") from None
+    while batch := list(islice(texts, 65536)):
+        parts.append(text_keys(batch))
     return np.concatenate(parts)
 
 

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from taskdistill.data.readers import SUFFIXES, Fault, read_records
 from taskdistill.device import AUTO, CPU, compute_of, placement, resolve_device, resolve_dtype
 from taskdistill.encode.encoder import Encoder
-from taskdistill.errors import BadInput
+from taskdistill.errors import BadInput, RowError
 from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.dev import DevScorer, DevScores
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.io.atomic import check_free
+from taskdistill.io.records import SUFFIXES, read_records
 from taskdistill.model.backbone import read_json, resolve
 from taskdistill.model.folder import read_model
 from taskdistill.model.golden import cosines, embed_with
@@ -159,7 +159,7 @@ def read_texts(path: Path, languages: Sequence[str] | None = None) -> list[str]:
     distinct: dict[str, None] = {}
     for file in files:
         for _, record in read_records(file):
-            if isinstance(record, Fault) or (
+            if isinstance(record, RowError) or (
                 languages is not None and record.get("lang") not in languages
             ):
                 continue

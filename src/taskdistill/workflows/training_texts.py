@@ -8,11 +8,11 @@ from typing import Any
 
 from taskdistill.data.layout import RETRIEVAL, list_sets
 from taskdistill.data.overlap import trained_on
-from taskdistill.data.readers import SUFFIXES, Fault, read_records
 from taskdistill.data.rows import row_texts
-from taskdistill.errors import BadInput
+from taskdistill.errors import BadInput, RowError
 from taskdistill.evaluate.contamination import TrainingTexts
 from taskdistill.io.folders import read_manifest
+from taskdistill.io.records import SUFFIXES, read_records
 from taskdistill.pipeline.setup import DOCSTRINGS, data_root, load_inputs
 from taskdistill.progress import Progress
 from taskdistill.recipe.recipe import load_recipe
@@ -114,7 +114,7 @@ def _of_recipe(path: Path, docs: Path | None, name: str, progress: Progress) -> 
 def _file_texts(path: Path) -> list[str]:
     texts: list[str] = []
     for _, record in read_records(path):
-        if isinstance(record, Fault):
+        if isinstance(record, RowError):
             continue
         for field in TEXT_FIELDS:
             value = record.get(field)

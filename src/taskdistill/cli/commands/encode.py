@@ -17,8 +17,9 @@ from taskdistill.types import Backend, Precision
 if TYPE_CHECKING:
     from taskdistill.encode.encoder import Encoder
     from taskdistill.encode.long_text_files import LongTextOptions
-    from taskdistill.encode.reading import Counts, Reading
     from taskdistill.encode.runner import EncodeOptions
+    from taskdistill.encode.texts import EncodeStats
+    from taskdistill.io.records import TextSource
 
 ENDINGS = (".npy", ".parquet", ".jsonl")
 
@@ -155,8 +156,8 @@ def encode(
     4[/bold]
     """
     from taskdistill.encode.long_text_files import LongTextOptions
-    from taskdistill.encode.reading import Reading
     from taskdistill.io.outputs import write_result
+    from taskdistill.io.records import TextSource
 
     terminal = Terminal(quiet)
     if windows and chunks is not None:
@@ -172,7 +173,7 @@ def encode(
         "max_length": max_length,
         "refuse_truncation": refuse_truncation,
     }
-    reading, running = Reading(source, column), RuntimeOptions(backend, device, dtype)
+    texts, running = TextSource(source, column), RuntimeOptions(backend, device, dtype)
     sharded = ShardOptions(processes, shard_rows, merge, ray)
     if out.suffix in ENDINGS or (out.suffix and sharded == ShardOptions() and not out.is_dir()):
         if sharded != ShardOptions():
@@ -180,13 +181,13 @@ def encode(
                 f"{out}: --processes, --shard-rows, --merge and --ray have no effect on one file;"
                 " give --out a name without ending"
             )
-        counts = _to_file(terminal, model, reading, out, options, running, long)
+        counts = _to_file(terminal, model, texts, out, options, running, long)
     else:
         if long is not None:
             raise BadInput(
                 "--windows and --chunks write one file; give --out an ending: .parquet or .jsonl"
             )
-        counts = _to_folder(terminal, model, reading, out, options, running, sharded)
+        counts = _to_folder(terminal, model, texts, out, options, running, sharded)
     terminal.end()
     for example in counts.examples:
         terminal.note(example)
@@ -206,12 +207,12 @@ def encode(
 def _to_file(
     terminal: Terminal,
     model: str,
-    reading: Reading,
+    source: TextSource,
     out: Path,
     options: EncodeOptions,
     running: RuntimeOptions,
     long: LongTextOptions | None,
-) -> Counts:
+) -> EncodeStats:
     from taskdistill.encode.encoder import Encoder
     from taskdistill.encode.files import encode_file
     from taskdistill.io.outputs import check_output
@@ -222,20 +223,20 @@ def _to_file(
     encoder = Encoder.load(
         model, backend=running.backend.value, device=running.device, dtype=running.dtype
     )
-    terminal.stage(f"encoding {reading.source} with {encoder.name}")
+    terminal.stage(f"encoding {source.path} with {encoder.name}")
     _tell_backend(terminal, encoder, options)
-    return encode_file(encoder, reading, out, long=long, progress=terminal.count, **options)  # type: ignore[misc, arg-type]
+    return encode_file(encoder, source, out, long=long, progress=terminal.count, **options)  # type: ignore[misc, arg-type]
 
 
 def _to_folder(
     terminal: Terminal,
     model: str,
-    reading: Reading,
+    source: TextSource,
     out: Path,
     options: EncodeOptions,
     running: RuntimeOptions,
     sharded: ShardOptions,
-) -> Counts:
+) -> EncodeStats:
     from taskdistill.encode.corpus import SHARD_ROWS, encode_corpus
     from taskdistill.encode.ray_executor import run_ray
     from taskdistill.encode.vectors import merge_vectors
@@ -253,10 +254,10 @@ def _to_folder(
         check_parent(sharded.merge)
     if sharded.ray:
         require_extra("ray", "ray", "--ray")
-    terminal.stage(f"encoding {reading.source} with {model}")
+    terminal.stage(f"encoding {source.path} with {model}")
     counts = encode_corpus(
         model,
-        reading,
+        source,
         out,
         options,
         processes=1 if sharded.processes is None else sharded.processes,

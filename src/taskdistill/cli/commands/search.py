@@ -121,17 +121,17 @@ def index(
     terminal.end()
     if (bm25 or opened.snapshot.manifest.search.hybrid) and opened.snapshot.manifest.bm25 is None:
         opened.build_bm25()
-    for fault in documents.report.faults:
-        terminal.note(f"{fault.file}:{fault.line}: {fault.reason}")
+    for example in documents.stats.examples:
+        terminal.note(example)
     terminal.line(
-        f"{documents.report.rows:,} rows read, {documents.report.rejected:,} rejected;"
+        f"{documents.stats.read:,} rows read, {documents.stats.rejected.total():,} rejected;"
         f" {report.added:,} documents added, {report.replaced:,} replaced, {report.unchanged:,}"
         f" there already; {opened.documents:,} documents -> {out}"
     )
     if json is not None:
         counts = {
-            "rows": documents.report.rows,
-            "rejected": documents.report.rejected,
+            "rows": documents.stats.read,
+            "rejected": documents.stats.rejected.total(),
             **asdict(report),
             "documents": opened.documents,
         }
