@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,21 @@ AMPERE = (8, 0)
 COMMON = ("cuda", "mps", "xpu")
 """Kinds of devices that people mean; only a hint after a name that torch does not know."""
 MISNOMERS = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "intel": "xpu"}
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Where models run, in which arithmetic, and on how many threads."""
+
+    device: str = AUTO
+    dtype: str = AUTO
+    threads: int | None = None
+    """Workers on a CPU; None for the cores of this machine."""
+
+    def resolve(self) -> tuple[torch.device, torch.dtype]:
+        """Return the device and the arithmetic, refused if this machine has not got them."""
+        device = resolve_device(self.device)
+        return device, resolve_dtype(self.dtype, device)
 
 
 def accelerators() -> list[torch.device]:

@@ -69,14 +69,18 @@ def test_sets_follow_from_their_seed_and_counts_from_a_tokenizer():
 
 
 def test_the_report_falls_where_a_model_stops_reading():
-    complete = list(score_needles(Names(10**6), lengths=(256, 2048), documents=20))
+    complete = [
+        score_needles(Names(10**6), needle_set(kind, length, documents=20))
+        for kind in KINDS
+        for length in (256, 2048)
+    ]
     assert [(row["kind"], row["length"]) for row in complete] == [
         (kind, length) for kind in KINDS for length in (256, 2048)
     ]
     assert all(row["nDCG@1"] == 1.0 for row in complete)
     cut = {
-        row["length"]: row
-        for row in score_needles(Names(200), kinds=("passkey",), lengths=(256, 2048), documents=20)
+        length: score_needles(Names(200), needle_set("passkey", length, documents=20))
+        for length in (256, 2048)
     }
     assert cut[256]["nDCG@1"] == 1.0
     assert cut[2048]["nDCG@1"] < 0.4 and cut[2048]["second_half"] < cut[2048]["first_half"]

@@ -15,6 +15,7 @@ from taskdistill.search.filters import (
     parse_filter,
 )
 from taskdistill.search.passages import PassageSettings
+from taskdistill.search.settings import StorageOptions
 
 ROWS = [
     {"lang": "en", "year": 2020, "ok": True, "tags": ["a", "b"]},
@@ -118,7 +119,9 @@ def test_passages_come_back_with_their_place_and_go_with_their_document(tmp_path
         Document(name, text, {"title": f"title of {name}"}) for name, text in texts.items()
     ]
     passages = PassageSettings(size=12, overlap=4)
-    index, report = build_index(encoder, documents, tmp_path / "i", passages=passages, batch=7)
+    index, report = build_index(
+        encoder, documents, tmp_path / "i", batch=7, storage=StorageOptions(passages=passages)
+    )
     assert (report.added, index.documents, index.snapshot.live_count) == (
         3,
         3,

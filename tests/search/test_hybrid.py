@@ -9,6 +9,7 @@ from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.hybrid import Bm25, fuse, tokens
 from taskdistill.search.prf import PrfSettings, apply_prf
+from taskdistill.search.settings import StorageOptions
 
 ANIMALS = [
     "a cat sat on a mat",
@@ -110,7 +111,9 @@ def test_refinement_is_the_softmax_weighted_centroid():
 def test_refined_search_equals_two_searches(tmp_path):
     encoder = FakeEncoder()
     documents = [Document(f"d{i}", f"topic{i % 5} word{i}") for i in range(100)]
-    index, _ = build_index(encoder, documents, tmp_path / "i", rescore="float32")
+    index, _ = build_index(
+        encoder, documents, tmp_path / "i", storage=StorageOptions(rescore="float32")
+    )
     vectors, query = encoder.encode([each.text for each in documents]), encoder.encode(["topic3"])
     settings = PrfSettings(documents=4, weight=0.5, temperature=0.1)
     best = np.argsort(-(query[0] @ vectors.T))[:4]
@@ -118,6 +121,6 @@ def test_refined_search_equals_two_searches(tmp_path):
     hits = index.search(["topic3"], 6, encoder=encoder, refinement=settings, oversample=100)[0]
     assert [hit.id for hit in hits] == [f"d{i}" for i in np.argsort(-(moved @ vectors.T))[:6]]
     with pytest.raises(BadInput, match="binary codes only"):
-        build_index(encoder, documents, tmp_path / "j", rescore="none")[0].search(
-            ["x"], 1, encoder=encoder, refinement=settings
-        )
+        build_index(encoder, documents, tmp_path / "j", storage=StorageOptions(rescore="none"))[
+            0
+        ].search(["x"], 1, encoder=encoder, refinement=settings)

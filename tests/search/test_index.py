@@ -21,6 +21,7 @@ from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.passages import PassageSettings
+from taskdistill.search.settings import StorageOptions
 from taskdistill.search.storage import commit
 
 
@@ -191,7 +192,9 @@ def test_int8_ranges_of_the_first_vectors_serve_later_ones(tmp_path):
 
 def test_vectors_that_are_there_already_are_not_embedded_again(tmp_path):
     encoder = FakeEncoder()
-    index, _ = build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=32)
+    index, _ = build_index(
+        encoder, numbered(20), tmp_path / "i", storage=StorageOptions(truncate_dim=32)
+    )
     queries = ["text 3", "text 7"]
     expected = index.search(queries, 3, encoder=encoder)
     vectors, seen = encoder.encode(queries, prompt_name="query"), list(encoder.texts_seen)
@@ -208,7 +211,9 @@ def test_vectors_that_are_there_already_are_not_embedded_again(tmp_path):
 
 def test_what_does_not_match_is_refused_by_name(tmp_path):
     encoder = FakeEncoder()
-    index, _ = build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=32)
+    index, _ = build_index(
+        encoder, numbered(20), tmp_path / "i", storage=StorageOptions(truncate_dim=32)
+    )
     with pytest.raises(BadInput, match=r"space_id 'space-a'.*'space-b'"):
         index.add(numbered(1), FakeEncoder(space_id="space-b"))
     with pytest.raises(BadInput, match=r"space_id 'space-a'.*'space-b'"):
@@ -220,14 +225,28 @@ def test_what_does_not_match_is_refused_by_name(tmp_path):
     with pytest.raises(BadInput, match=r"1x64.*dimension 32"):
         index.search(random_vectors(1), 1)
     with pytest.raises(BadInput, match=r"dim 32.*48"):
-        build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=48)
+        build_index(encoder, numbered(20), tmp_path / "i", storage=StorageOptions(truncate_dim=48))
     with pytest.raises(BadInput, match=r"task 'retrieval'.*'clustering'"):
-        build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=32, task="clustering")
+        build_index(
+            encoder,
+            numbered(20),
+            tmp_path / "i",
+            task="clustering",
+            storage=StorageOptions(truncate_dim=32),
+        )
     with pytest.raises(BadInput, match=r"rescore 'int8'.*'float32'"):
-        build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=32, rescore="float32")
+        build_index(
+            encoder,
+            numbered(20),
+            tmp_path / "i",
+            storage=StorageOptions(truncate_dim=32, rescore="float32"),
+        )
     with pytest.raises(BadInput, match="passages"):
         build_index(
-            encoder, numbered(20), tmp_path / "i", truncate_dim=32, passages=PassageSettings()
+            encoder,
+            numbered(20),
+            tmp_path / "i",
+            storage=StorageOptions(truncate_dim=32, passages=PassageSettings()),
         )
     assert (
         index.search(["text 3"], 1, encoder=FakeEncoder(model_hash="another model, same space"))[0][

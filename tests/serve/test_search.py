@@ -16,6 +16,7 @@ from taskdistill.errors import BadInput
 from taskdistill.model.projection import Projection
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
+from taskdistill.search.settings import StorageOptions
 from taskdistill.serve.app import make_app
 from taskdistill.serve.routes import search
 from taskdistill.serve.settings import ServerSettings
@@ -34,7 +35,10 @@ def index(tmp_path_factory):
         for i in range(60)
     ]
     return build_index(
-        tiny_encoder(1), documents, tmp_path_factory.mktemp("search") / "index", truncate_dim=16
+        tiny_encoder(1),
+        documents,
+        tmp_path_factory.mktemp("search") / "index",
+        storage=StorageOptions(truncate_dim=16),
     )[0]
 
 

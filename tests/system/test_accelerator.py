@@ -24,7 +24,9 @@ from safetensors.torch import load_file
 from taskdistill.ablate.experiment import ablate
 from taskdistill.ablate.settings import Experiment, make_experiment
 from taskdistill.cli.main import run as command
+from taskdistill.device import RuntimeOptions
 from taskdistill.encode.encoder import Encoder
+from taskdistill.evaluate.datasets import EvalSelection
 from taskdistill.io.folders import read_manifest
 from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.merging import weights_of
@@ -664,13 +666,11 @@ def test_merge_and_shrink(home, texts, tmp_path, monkeypatch):
             out = tmp_path / f"{name}-{method}"
             told = merge(
                 two,
+                EvalSelection(home.path / "data", ["sts/sts"]),
                 out,
-                method,
-                home.path / "data",
                 SilentProgress(),
-                sets=["sts/sts"],
-                threads=1,
-                device=device,
+                method=method,
+                runtime=RuntimeOptions(device, threads=1),
             )
             found.append(
                 (

@@ -19,7 +19,7 @@ from taskdistill.tasks import Task
 from taskdistill.train.collate import Relation, collate, false_negatives, relations
 from taskdistill.train.log import read_lines
 from taskdistill.types import RowKind
-from taskdistill.workflows.inspect_batch import inspect_batch
+from taskdistill.workflows.inspect_batch import InspectRequest, inspect_batch
 
 P, N, H, D, M, L, U = (
     Relation.POSITIVE,
@@ -100,10 +100,15 @@ def trained(tmp_path_factory) -> tuple[Path, dict]:
     return root, raw
 
 
+def lay_out(trained, **request):
+    root, raw = trained
+    return inspect_batch(tiny.parsed(raw), root, InspectRequest(**request), tiny_run.Recorder())
+
+
 @pytest.mark.parametrize("phase", ["adapters.retrieval", "adapters.classification"])
 @pytest.mark.parametrize("store", [True, False])
 def test_the_masked_share_is_the_one_in_the_log(trained, phase, store):
-    root, raw = trained
+    root, _ = trained
     logged = [
         r
         for _, r in read_lines(root / "run" / "log.jsonl")
@@ -111,9 +116,7 @@ def test_the_masked_share_is_the_one_in_the_log(trained, phase, store):
     ]
     for step in (0, 3):
         given = {"store": root / "teacher-store"} if store else {}
-        title, columns, rows, notes = inspect_batch(
-            tiny.parsed(raw), root, phase, step, tiny_run.Recorder(), **given
-        )
+        title, columns, rows, notes = lay_out(trained, phase=phase, step=step, **given)
         assert title.startswith(
             f"{phase}, step {step}: {len(rows)} rows of {logged[step]['dataset']}"
         )
@@ -128,10 +131,7 @@ def test_the_masked_share_is_the_one_in_the_log(trained, phase, store):
 
 
 def test_one_row_shows_every_candidate(trained):
-    root, raw = trained
-    _, columns, rows, notes = inspect_batch(
-        tiny.parsed(raw), root, "adapters.retrieval", 1, tiny_run.Recorder(), row=2
-    )
+    _, columns, rows, notes = lay_out(trained, phase="adapters.retrieval", step=1, row=2)
     assert columns == ["candidate", "of row", "relation", "teacher's cosine", "text"] and notes[
         0
     ].startswith("query of row 2: what is")
@@ -142,16 +142,13 @@ def test_one_row_shows_every_candidate(trained):
             float(row[3]) > own - 0.2
         )
     with pytest.raises(BadInput, match="the batch has rows 0 to 5, got 6"):
-        inspect_batch(tiny.parsed(raw), root, "adapters.retrieval", 1, tiny_run.Recorder(), row=6)
+        lay_out(trained, phase="adapters.retrieval", step=1, row=6)
     with pytest.raises(BadInput, match="--row has no effect here: stage1 contrasts no candidates"):
-        inspect_batch(tiny.parsed(raw), root, "stage1", 1, tiny_run.Recorder(), row=0)
+        lay_out(trained, phase="stage1", step=1, row=0)
 
 
 def test_phases_without_candidates_show_their_texts(trained):
-    root, raw = trained
-    _, columns, rows, notes = inspect_batch(
-        tiny.parsed(raw), root, "stage1", 0, tiny_run.Recorder()
-    )
+    _, columns, rows, notes = lay_out(trained, phase="stage1", step=0)
     assert (
         columns[0] == "row"
         and len(rows) == 6

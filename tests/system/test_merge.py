@@ -14,8 +14,10 @@ import torch
 from helpers import tiny, tiny_run
 
 from taskdistill.cli.main import run as command
+from taskdistill.device import RuntimeOptions
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
+from taskdistill.evaluate.datasets import EvalSelection
 from taskdistill.model.averaging import LORA_A, LORA_B
 from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.merging import (
@@ -32,6 +34,8 @@ from taskdistill.progress import SilentProgress
 from taskdistill.stats.intervals import Estimate, PairedDifference
 from taskdistill.workflows import merge as job
 from taskdistill.workflows.merge import merge, read_place
+
+ONE_THREAD = RuntimeOptions(threads=1)
 
 
 def test_spherical_goes_half_way_round_the_arc():
@@ -123,9 +127,10 @@ def test_models_of_other_shapes_are_refused(home, tmp_path):
 
 @pytest.mark.parametrize("method", ["uniform", "spherical", "last", "greedy"])
 def test_the_result_is_kept_only_with_an_interval_above_zero(home, tmp_path, method, monkeypatch):
-    places, sets = [str(home / f"m{i}") for i in range(3)], ["sts/sts", "retrieval/qa-dev"]
+    places = [str(home / f"m{i}") for i in range(3)]
+    data = EvalSelection(home / "data", ["sts/sts", "retrieval/qa-dev"])
     found = merge(
-        places, tmp_path / "out", method, home / "data", SilentProgress(), sets=sets, threads=1
+        places, data, tmp_path / "out", SilentProgress(), method=method, runtime=ONE_THREAD
     )
     value, low, high = found["difference"]
     assert low <= value <= high and found["kept"] is (low > 0) is (tmp_path / "out").is_dir()
@@ -133,7 +138,7 @@ def test_the_result_is_kept_only_with_an_interval_above_zero(home, tmp_path, met
     sure = PairedDifference(Estimate(0.02, 0.01, 0.03), 0.01)
     monkeypatch.setattr(job, "paired_difference", lambda *_: sure)
     again = merge(
-        places, tmp_path / "kept", method, home / "data", SilentProgress(), sets=sets, threads=1
+        places, data, tmp_path / "kept", SilentProgress(), method=method, runtime=ONE_THREAD
     )
     assert again["kept"] and Encoder.load(tmp_path / "kept", threads=1).tasks == ("retrieval",)
     if method == "uniform":
@@ -158,10 +163,9 @@ def test_a_merged_model_is_calibrated_on_its_own_vectors(home, tmp_path, monkeyp
         write_model(tmp_path / f"m{number}", model)
     sure = PairedDifference(Estimate(0.02, 0.01, 0.03), 0.01)
     monkeypatch.setattr(job, "paired_difference", lambda *_: sure)
-    places, sets = [str(tmp_path / f"m{i}") for i in range(2)], ["retrieval/qa-dev"]
-    merge(
-        places, tmp_path / "out", "uniform", home / "data", SilentProgress(), sets=sets, threads=1
-    )
+    places = [str(tmp_path / f"m{i}") for i in range(2)]
+    data = EvalSelection(home / "data", ["retrieval/qa-dev"])
+    merge(places, data, tmp_path / "out", SilentProgress(), method="uniform", runtime=ONE_THREAD)
     settings = read_model(tmp_path / "out").settings
     widths = {str(dim) for dim in settings.matryoshka_dims}
     for task in ("base", "retrieval"):
@@ -225,12 +229,11 @@ def test_checkpoints_of_one_run_merge(run, tmp_path):
     ]
     found = merge(
         places,
+        EvalSelection(run.parent / "data", ["retrieval/qa-dev"]),
         tmp_path / "out",
-        "last",
-        run.parent / "data",
         SilentProgress(),
-        sets=["retrieval/qa-dev"],
+        method="last",
         last_weight=0.7,
-        threads=1,
+        runtime=ONE_THREAD,
     )
     assert list(found["models"]) == places and np.isfinite(found["difference"]).all()

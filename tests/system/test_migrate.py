@@ -40,6 +40,7 @@ from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.devset import DevSet
 from taskdistill.search.index import Index
+from taskdistill.search.settings import StorageOptions
 
 TOPICS = {name: words.split() for name, words in tiny.TOPICS.items()}
 
@@ -68,9 +69,13 @@ def documents(count: int = 160) -> list[Document]:
 
 @pytest.fixture
 def old(tmp_path):
-    return build_index(FakeEncoder(), documents(), tmp_path / "old", task=None, rescore="float32")[
-        0
-    ]
+    return build_index(
+        FakeEncoder(),
+        documents(),
+        tmp_path / "old",
+        task=None,
+        storage=StorageOptions(rescore="float32"),
+    )[0]
 
 
 def test_procrustes_recovers_a_rotation_and_one_into_more_dimensions():
@@ -162,11 +167,23 @@ def test_a_new_model_finds_through_the_map_what_the_old_one_finds(old):
 
 
 def test_stored_vectors_of_int8_are_decoded(tmp_path):
-    index = build_index(FakeEncoder(), documents(40), tmp_path / "i", task=None, rescore="int8")[0]
+    index = build_index(
+        FakeEncoder(),
+        documents(40),
+        tmp_path / "i",
+        task=None,
+        storage=StorageOptions(rescore="int8"),
+    )[0]
     fitted = unit_stored_vectors(index.snapshot, index.snapshot.rows())
     exact = normalize(FakeEncoder().encode([each.text for each in documents(40)]))
     assert (fitted * exact).sum(1).min() > 0.99
-    bare = build_index(FakeEncoder(), documents(40), tmp_path / "b", task=None, rescore="none")[0]
+    bare = build_index(
+        FakeEncoder(),
+        documents(40),
+        tmp_path / "b",
+        task=None,
+        storage=StorageOptions(rescore="none"),
+    )[0]
     with pytest.raises(BadInput, match="binary codes only"):
         unit_stored_vectors(bare.snapshot, bare.snapshot.rows())
 
@@ -198,7 +215,13 @@ def test_both_spaces_are_searched_as_one_while_documents_move(old, tmp_path):
     query = documents()[3].text
     alone = [hit.id for hit in read.search(query, 10, old=old, new=None, encoder=new)]
     assert alone[0] == "d3"
-    moved, _ = build_index(new, documents()[:80], tmp_path / "new", task=None, rescore="float32")
+    moved, _ = build_index(
+        new,
+        documents()[:80],
+        tmp_path / "new",
+        task=None,
+        storage=StorageOptions(rescore="float32"),
+    )
     both = read.search(query, 10, old=old, new=moved, encoder=new)
     assert both[0].id == "d3" and len({hit.id for hit in both}) == 10
     assert {hit.id for hit in both} == set(alone)
@@ -209,7 +232,13 @@ def test_both_spaces_are_searched_as_one_while_documents_move(old, tmp_path):
 
 def test_the_way_on_waits_for_every_document_and_the_way_back_is_open(old, tmp_path):
     read, new = migration(old, tmp_path / "m", tmp_path / "new"), Turned()
-    moved, _ = build_index(new, documents()[:80], tmp_path / "new", task=None, rescore="float32")
+    moved, _ = build_index(
+        new,
+        documents()[:80],
+        tmp_path / "new",
+        task=None,
+        storage=StorageOptions(rescore="float32"),
+    )
     with pytest.raises(WorkFailed, match=r"80 of 160 documents .* are not in the new index yet"):
         set_state(read, "new", old, moved)
     assert read_migration(tmp_path / "m").state == "both"
@@ -219,7 +248,9 @@ def test_the_way_on_waits_for_every_document_and_the_way_back_is_open(old, tmp_p
         hit.id
         for hit in back.search(documents()[3].text, 1, old=old, new=moved, encoder=FakeEncoder())
     ] == ["d3"]
-    build_index(new, documents(), tmp_path / "new", task=None, rescore="float32")
+    build_index(
+        new, documents(), tmp_path / "new", task=None, storage=StorageOptions(rescore="float32")
+    )
     moved.refresh()
     set_state(back, "new", old, moved)
     done = read_migration(tmp_path / "m")

@@ -13,11 +13,17 @@ from helpers.tiny_run import Recorder
 
 from taskdistill.cli.main import run
 from taskdistill.errors import BadInput
+from taskdistill.evaluate.datasets import EvalSelection
 from taskdistill.evaluate.models.external import parse_spec
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.teacher.store import open_store
 from taskdistill.train.static_init import start_table
-from taskdistill.workflows.compare_teachers import EmbedderTeacher, advice, compare_teachers
+from taskdistill.workflows.compare_teachers import (
+    EmbedderTeacher,
+    StudentOptions,
+    advice,
+    compare_teachers,
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +98,9 @@ def test_without_training_texts_students_learn_from_the_corpora(place, tmp_path)
     (root / "retrieval").mkdir()
     (root / "moved").rename(root / "retrieval" / "qa")
     progress = Recorder()
-    found = compare_teachers([parse_spec(str(place / "one"))], root, tmp_path / "out", progress)
+    found = compare_teachers(
+        [parse_spec(str(place / "one"))], EvalSelection(root), tmp_path / "out", progress
+    )
     assert any("of the documents of the retrieval sets" in note for note in progress.notes)
     assert (
         found["advice"].startswith("One candidate: its student keeps ")
@@ -109,17 +117,19 @@ def test_texts_of_another_place_are_learned_from(place, tmp_path):
     spec = [parse_spec(str(place / "one"))]
     compare_teachers(
         spec,
-        place / "data",
+        EvalSelection(place / "data", ["sts/sts"]),
         tmp_path / "out",
         progress,
-        sets=["sts/sts"],
-        texts=rows,
-        tokenizer=str(place / "two"),
+        students=StudentOptions(rows, str(place / "two")),
     )
     assert "students learn from 30 of 30 texts of more.jsonl" in progress.notes
     with pytest.raises(BadInput, match="tells no training data"):
         compare_teachers(
-            spec, place / "data", tmp_path / "out", progress, texts=tmp_path / "none.txt"
+            spec,
+            EvalSelection(place / "data"),
+            tmp_path / "out",
+            progress,
+            students=StudentOptions(tmp_path / "none.txt"),
         )
 
 
@@ -128,7 +138,10 @@ def test_vectors_on_disk_cannot_make_a_student(place, tmp_path):
     np.save(tmp_path / "vectors" / "vectors.npy", np.eye(2))
     with pytest.raises(BadInput, match="a student needs those of its vocabulary too"):
         compare_teachers(
-            [parse_spec(str(tmp_path / "vectors"))], place / "data", tmp_path / "out", Recorder()
+            [parse_spec(str(tmp_path / "vectors"))],
+            EvalSelection(place / "data"),
+            tmp_path / "out",
+            Recorder(),
         )
 
 

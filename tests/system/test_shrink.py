@@ -98,8 +98,8 @@ def test_a_pruned_folder_gives_the_same_vectors_with_every_adapter(home):
         str(home / "adapted"),
         home / "texts.jsonl.gz",
         home / "pruned",
-        ShrinkRequest(vocabulary=True, languages=("xx",)),
         SilentProgress(),
+        request=ShrinkRequest(vocabulary=True, languages=("xx",)),
     )
     whole, cut = Encoder.load(home / "adapted", threads=1), Encoder.load(home / "pruned", threads=1)
     for task in (None, "retrieval"):
@@ -125,8 +125,8 @@ def test_other_libraries_read_a_pruned_folder(home):
             str(home / "adapted"),
             home / "texts.jsonl.gz",
             home / "pruned",
-            ShrinkRequest(vocabulary=True, languages=("xx",)),
             SilentProgress(),
+            request=ShrinkRequest(vocabulary=True, languages=("xx",)),
         )
     theirs = sentence_transformers.SentenceTransformer(str(home / "pruned"), device="cpu").encode(
         SEA[:4], prompt_name="document"
@@ -219,16 +219,16 @@ def test_what_cannot_be_shrunk_is_refused(home, tmp_path):
             str(home / "adapted"),
             home / "texts.jsonl.gz",
             tmp_path / "out",
-            ShrinkRequest(layers=2),
             SilentProgress(),
+            request=ShrinkRequest(layers=2),
         )
     with pytest.raises(BadInput, match="nothing to shrink"):
         shrink(
             str(home / "plain"),
             home / "texts.jsonl.gz",
             tmp_path / "out",
-            ShrinkRequest(),
             SilentProgress(),
+            request=ShrinkRequest(),
         )
     with pytest.raises(BadInput, match="has 0 texts in the languages zz"):
         read_texts(home / "texts.jsonl.gz", ["zz"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ TASK_TYPES: Registry[EvaluationTask[Any]] = Registry(
 def task_types() -> list[EvaluationTask[Any]]:
     """Return all types in the order of reports."""
     return sorted(TASK_TYPES.values(), key=lambda task: task.order)
+
+
+@dataclass(frozen=True)
+class EvalSelection:
+    """Which evaluation sets of a data folder are used, and how far each is cut."""
+
+    root: Path
+    names: Sequence[str] | None = None
+    """Names or patterns, see `find_eval_sets`; None takes every set."""
+    max_queries: int | None = None
+
+    def find(self, split: str) -> list[EvalSet]:
+        """List the sets, see `find_eval_sets`."""
+        return find_eval_sets(self.root, self.names, split)
 
 
 def find_eval_sets(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Final, TypedDict
 
 import numpy as np
 
@@ -19,7 +20,7 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 """Tokens of a document; the eight lengths of the public task of this kind (section 8.3)."""
 
 KINDS = ("needle", "passkey")
-METRIC = "nDCG@1"
+METRIC: Final = "nDCG@1"
 TOKENS_PER_WORD = 1.3
 """Estimate used where no tokenizer is given."""
 
@@ -107,6 +108,18 @@ _ENDS = (
 )
 
 
+@dataclass(frozen=True)
+class NeedleOptions:
+    """Which sets are made."""
+
+    kinds: Sequence[str] = KINDS
+    lengths: Sequence[int] = LENGTHS
+    """Tokens of a document."""
+    documents: int = 50
+    """Of each length."""
+    seed: int = 17
+
+
 @dataclass(frozen=True, kw_only=True)
 class NeedleSet:
     """Documents of one length, one hidden sentence each, and a query for every sentence."""
@@ -119,6 +132,24 @@ class NeedleSet:
     """Query i is answered by document i."""
     depths: list[float]
     """Where each sentence stands, as a share of its document's sentences."""
+
+
+NeedleScore = TypedDict(
+    "NeedleScore",
+    {
+        "kind": str,
+        "length": int,
+        "documents": int,
+        "nDCG@1": float,
+        "interval": list[float],
+        "first_half": float,
+        "second_half": float,
+        "cut": int,
+    },
+)
+"""One model on one set, as results hold it: nDCG@1 with its bootstrap interval and over documents
+whose sentence stands in either half, and how many documents are longer than the model reads.
+"""
 
 
 def needle_set(
@@ -168,45 +199,28 @@ def needle_set(
 
 
 def score_needles(
-    embedder: Embedder,
-    *,
-    kinds: Sequence[str] = KINDS,
-    lengths: Sequence[int] = LENGTHS,
-    documents: int = 50,
-    seed: int = 17,
-    tokens: Callable[[str], int] | None = None,
-    task: str | None = Task.RETRIEVAL.value,
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[dict[str, object]]:
-    """Score a model at every length, one row as soon as it is known.
+    embedder: Embedder, needles: NeedleSet, *, task: str | None = Task.RETRIEVAL.value
+) -> NeedleScore:
+    """Score a model on one set.
 
-    A row has `kind`, `length`, `documents`, `nDCG@1` with its bootstrap `interval`, `first_half`
-    and `second_half` (the same over documents whose sentence stands in the first or second half),
-    and `cut`: documents longer than the model reads, where it counts them. `tokens`: see
-    `needle_set`; the model's own tokenizer makes lengths exact. `task`: adapter; None for a model
-    without adapters. `progress`: called with (sets done, sets in all).
+    `task`: adapter; None for a model without adapters.
     """
-    plan = [(kind, length) for kind in kinds for length in lengths]
-    for done, (kind, length) in enumerate(plan, 1):
-        data = needle_set(kind, length, documents=documents, seed=seed, tokens=tokens)
-        queries = embedder.encode(data.queries, task=task, prompt_name=Role.QUERY.value)
-        before = getattr(embedder, "cut", 0)
-        vectors = embedder.encode(data.documents, task=task, prompt_name=Role.DOCUMENT.value)
-        cut = getattr(embedder, "cut", 0) - before
-        result = _ndcg_at_1(np.asarray(queries, np.float32) @ np.asarray(vectors, np.float32).T)
-        early, estimate = np.array(data.depths) < 0.5, interval({"": result})
-        yield {
-            "kind": kind,
-            "length": length,
-            "documents": documents,
-            METRIC: float(result.mean()),
-            "interval": [estimate.low, estimate.high],
-            "first_half": float(result[early].mean()),
-            "second_half": float(result[~early].mean()),
-            "cut": cut,
-        }
-        if progress is not None:
-            progress(done, len(plan))
+    queries = embedder.encode(needles.queries, task=task, prompt_name=Role.QUERY.value)
+    before = getattr(embedder, "cut", 0)
+    vectors = embedder.encode(needles.documents, task=task, prompt_name=Role.DOCUMENT.value)
+    cut = getattr(embedder, "cut", 0) - before
+    units = _ndcg_at_1(np.asarray(queries, np.float32) @ np.asarray(vectors, np.float32).T)
+    early, estimate = np.array(needles.depths) < 0.5, interval({"": units})
+    return {
+        "kind": needles.kind,
+        "length": needles.length,
+        "documents": len(needles.documents),
+        METRIC: float(units.mean()),
+        "interval": [estimate.low, estimate.high],
+        "first_half": float(units[early].mean()),
+        "second_half": float(units[~early].mean()),
+        "cut": cut,
+    }
 
 
 def _ndcg_at_1(similarities: np.ndarray) -> np.ndarray:

@@ -127,7 +127,7 @@ def write_readme(
 ) -> None:
     """Write the model's card, what was exported, how close it comes, and how it is loaded."""
     source = model.source / README
-    card = source.read_text("utf-8") if source.is_file() else _card(model, adapters)
+    card = source.read_text("utf-8") if source.is_file() else make_card(model, adapters)
     command = f"taskdistill export MODEL --format {certificate.format}"
     if task:
         command += f" --task {task}"
@@ -145,15 +145,3 @@ def write_readme(
         "",
     ]
     (folder / README).write_text(card.rstrip() + "\n\n" + "\n".join(lines), "utf-8")
-
-
-def _card(model: Model, adapters: Sequence[str]) -> str:
-    keys = ("prompts", "max_length", "matryoshka_dims", "rope_theta", "teacher")
-    parameters = model.module.named_parameters()
-    return make_card(
-        name=model.name,
-        settings={key: getattr(model.settings, key) for key in keys},
-        tasks=adapters,
-        embedding_dim=model.module.embedding_dim,
-        parameters=sum(p.numel() for name, p in parameters if "lora_" not in name),
-    )

@@ -15,7 +15,7 @@ from taskdistill.model.model import Model
 from taskdistill.model.student import StaticModel
 from taskdistill.pipeline.context import RunContext
 from taskdistill.recipe.recipe import Recipe
-from taskdistill.report.model_card import make_card
+from taskdistill.report.model_card import CardRun, CardScore, make_card
 from taskdistill.report.pages import ADAPTERS, BASE, STATIC, TEACHER
 from taskdistill.train.course import courses
 
@@ -27,30 +27,14 @@ def run_card(run: RunContext, model: Model, results: Mapping[str, Any] | None) -
     """Write the card of a run's model. `results`: scores, or None while there are none."""
     recipe = run.recipe
     base, base_licence = _base(recipe)
-    settings = model.settings
-    return make_card(
-        name=model.name,
-        settings={
-            "prompts": settings.prompts,
-            "max_length": settings.max_length,
-            "matryoshka_dims": settings.matryoshka_dims,
-            "rope_theta": settings.rope_theta,
-            "teacher": settings.teacher,
-        },
-        tasks=model.module.tasks,
-        embedding_dim=model.module.embedding_dim,
-        recipe=_used(run),
-        rows={name: len(dataset.rows) for name, dataset in run.inputs.datasets.items()},
-        languages=_languages(run),
-        scores=[] if results is None else _scores(run, model, results),
+    facts = CardRun(
+        recipe=recipe,
+        command=TRAIN.format(run=run.out.name),
         base_model=None if isinstance(model.module, StaticModel) else base,
         base_licence=base_licence,
-        teacher_licence=teacher_licence(recipe),
-        licence=recipe.licence,
-        parameters=sum(
-            p.numel() for name, p in model.module.named_parameters() if "lora_" not in name
-        ),
-        command=TRAIN.format(run=run.out.name),
+        teacher_licence=_teacher_licence(recipe),
+        rows={name: len(dataset.rows) for name, dataset in run.inputs.datasets.items()},
+        languages=_languages(run),
         hashes={"recipe": recipe.digest()[:16], "data": run.inputs.digest()[:16]},
         versions=versions(),
         warnings=[
@@ -59,10 +43,12 @@ def run_card(run: RunContext, model: Model, results: Mapping[str, Any] | None) -
             for line in course.lines()[:1]
             if course.change < 0
         ],
+        scores=[] if results is None else _scores(run, model, results),
     )
+    return make_card(model, model.module.tasks, facts)
 
 
-def teacher_licence(recipe: Recipe) -> str | None:
+def _teacher_licence(recipe: Recipe) -> str | None:
     """Say under which licence the teacher is.
 
     Returns what the recipe states, or the embedded teacher's own; None if it is not stated.
@@ -77,27 +63,13 @@ def _base(recipe: Recipe) -> tuple[str | None, str | None]:
     if student.init == "config":
         return None, None
     if student.init in ("teacher", recipe.teacher.model):
-        return _shown(recipe.teacher.model), student.licence or teacher_licence(recipe)
+        return _shown(recipe.teacher.model), student.licence or _teacher_licence(recipe)
     return _shown(student.init), student.licence
 
 
 def _shown(model: str) -> str:
     """Name a model without the place where its folder is."""
     return Path(model).name if Path(model).is_dir() else model
-
-
-def _used(run: RunContext) -> dict[str, Any]:
-    """Return the recipe as plain data, with the sources that were read and no local path."""
-    fields = run.recipe.model_dump(mode="json")
-    sources = {
-        name: each
-        for name, each in fields["data"]["sources"].items()
-        if name in run.inputs.datasets
-    }
-    for each in sources.values():
-        each["path"] = Path(each["path"]).name if Path(each["path"]).is_absolute() else each["path"]
-    fields["data"]["sources"] = sources
-    return fields
 
 
 def _languages(run: RunContext) -> dict[str, list[str]]:
@@ -113,7 +85,7 @@ def _languages(run: RunContext) -> dict[str, list[str]]:
     return languages
 
 
-def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[CardScore]:
     """One row a set for the base, and one for the adapter of its task; the teacher beside."""
     records = results["scores"]
     data = run.recipe.evaluation.root or run.recipe.data.root
@@ -139,19 +111,19 @@ def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[d
                 f"{name}{largest}{probe} --out scores"
             )
             rows.append(
-                {
-                    "set": name,
-                    "task": task,
-                    "metric": record["metric"],
-                    "score": record["score"],
-                    "interval": record["interval"],
-                    "teacher": records.get(TEACHER, {}).get(name, {}).get("score"),
-                    "language": name_and_language(name)[1] or None,
-                    "command": (
+                CardScore(
+                    set=name,
+                    task=task,
+                    metric=record["metric"],
+                    score=record["score"],
+                    interval=tuple(record["interval"]),
+                    teacher=records.get(TEACHER, {}).get(name, {}).get("score"),
+                    language=name_and_language(name)[1] or None,
+                    command=(
                         TRAIN.format(run=run.out.name)
                         if task is None and model.module.tasks
                         else again
                     ),
-                }
+                )
             )
     return rows

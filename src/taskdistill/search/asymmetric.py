@@ -17,7 +17,7 @@ from taskdistill.search.devset import DevSet, ndcg_scores, passage_depth
 from taskdistill.search.index import Index
 from taskdistill.search.passages import PassageSettings
 from taskdistill.search.query import SearchOptions, query_vectors, rank_queries
-from taskdistill.search.settings import SearchEncoder, former_ids, same_space
+from taskdistill.search.settings import SearchEncoder, StorageOptions, former_ids, same_space
 from taskdistill.stats.intervals import Estimate, mean_interval, share_interval
 from taskdistill.types import Precision
 
@@ -111,8 +111,7 @@ def measure_tiers(
                 dev.documents,
                 Path(folder) / str(at),
                 task=task,
-                rescore=rescore,
-                passages=passages,
+                storage=StorageOptions(rescore=rescore, passages=passages),
             )
             document_ms = 1000 * (time.perf_counter() - start) / report.passages
             oversample = None if rescore == "none" else index.snapshot.live_count

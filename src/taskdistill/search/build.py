@@ -11,12 +11,10 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.ingest import BATCH, IngestReport, Progress, ingest
-from taskdistill.search.passages import PassageSettings
-from taskdistill.search.settings import SearchEncoder, settings_for
+from taskdistill.search.settings import SearchEncoder, StorageOptions, settings_for
 from taskdistill.search.storage.commit import commit
 from taskdistill.search.storage.folder import check_target, missing_folders, remove_new_index
 from taskdistill.tasks import Task
-from taskdistill.types import Precision
 
 
 def build_index(
@@ -25,9 +23,7 @@ def build_index(
     out: str | Path,
     *,
     task: str | None = Task.RETRIEVAL.value,
-    truncate_dim: int | None = None,
-    rescore: str = Precision.INT8.value,
-    passages: PassageSettings | None = None,
+    storage: StorageOptions = StorageOptions(),
     batch: int = BATCH,
     progress: Progress | None = None,
 ) -> tuple[Index, IngestReport]:
@@ -36,15 +32,10 @@ def build_index(
     Documents that are there already are not embedded again, so a build that was killed continues
     where it was acknowledged, and a later build of a changed corpus embeds the changes only.
     Nothing is deleted. `documents`: read once; such as a `Corpus`. `task`: None for base
-    embeddings. `truncate_dim`: dimensions to keep; None keeps all. `rescore`: precision of the
-    vectors kept beside the binary codes: int8, float16, float32, or none for the codes alone.
-    `passages`: how long documents are cut; None embeds each as a whole, up to the model's token
-    limit. `batch`: passages embedded and acknowledged together.
+    embeddings. `batch`: passages embedded and acknowledged together.
     """
     out = Path(out)
-    settings = settings_for(
-        encoder, task=task, truncate_dim=truncate_dim, rescore=rescore, passages=passages
-    )
+    settings = settings_for(encoder, task, storage)
     total = len(documents) if isinstance(documents, Sized) else 0
     stream = iter(documents)
     # Before the folder is created: a corpus without a document leaves nothing behind.

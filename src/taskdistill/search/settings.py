@@ -230,25 +230,33 @@ class SearchDefaults:
             raise BadInput(f"oversample is {self.oversample}; give a whole number of at least 1")
 
 
+@dataclass(frozen=True)
+class StorageOptions:
+    """How an index cuts documents and stores their vectors."""
+
+    truncate_dim: int | None = None
+    """Dimensions to keep; None keeps all."""
+    rescore: str = Precision.INT8.value
+    """Precision of the vectors kept beside the binary codes: int8, float16, float32, or none for
+    the codes alone.
+    """
+    passages: PassageSettings | None = None
+    """How long documents are cut; None embeds each as a whole, up to the model's token limit."""
+
+
 def settings_for(
-    encoder: SearchEncoder,
-    *,
-    task: str | None,
-    truncate_dim: int | None = None,
-    rescore: str = Precision.INT8,
-    passages: PassageSettings | None = None,
+    encoder: SearchEncoder, task: str | None, storage: StorageOptions
 ) -> IndexSettings:
     """Return the settings of an index that an encoder fills.
 
     Documents of every task take the document prompt, queries the task's own. `task`: None for base
-    embeddings. `truncate_dim`: None keeps all dimensions. `rescore`: precision of the vectors kept
-    for rescoring, or `none`.
+    embeddings.
     """
     # An adapter of another name says of which task it is.
     kind = None if task is None else getattr(encoder, "adapter_tasks", {}).get(task, task)
     if kind is not None and kind not in set(Task):
         raise BadInput(f"unknown task {task!r}{did_you_mean(str(task), Task)}")
-    dim = encoder.embedding_dim if truncate_dim is None else truncate_dim
+    dim = encoder.embedding_dim if storage.truncate_dim is None else storage.truncate_dim
     if not 1 <= dim <= encoder.embedding_dim:
         raise BadInput(
             f"truncate_dim {dim} is outside 1..{encoder.embedding_dim}, the dimensions of "
@@ -262,7 +270,7 @@ def settings_for(
         document_prompt=Role.DOCUMENT.value,
         query_prompt=(Role.QUERY if kind is None else TASKS[Task(kind)].query_role).value,
         dim=dim,
-        rescore=str(rescore),
-        passages=passages,
+        rescore=str(storage.rescore),
+        passages=storage.passages,
         former_space_ids=former_ids(encoder),
     )

@@ -20,7 +20,7 @@ from taskdistill.search.index import Index
 from taskdistill.search.passages import PassageSettings
 from taskdistill.search.prf import PrfSettings
 from taskdistill.search.query import SearchOptions, query_vectors, rank_queries
-from taskdistill.search.settings import RESCORES, SearchEncoder
+from taskdistill.search.settings import RESCORES, SearchEncoder, StorageOptions
 from taskdistill.search.tune_results import Improvement, SearchSetting, SettingResult, Tuning
 from taskdistill.stats.intervals import mean_interval
 from taskdistill.tasks import Task
@@ -99,9 +99,7 @@ def tune(
                 dev.documents,
                 Path(folder) / f"{dim}-{rescore}",
                 task=task,
-                truncate_dim=dim,
-                rescore=rescore,
-                passages=passages,
+                storage=StorageOptions(truncate_dim=dim, rescore=rescore, passages=passages),
             )
             if grid.hybrid and bm25 is None:
                 # All these indexes have the same passages in the same order: one BM25 serves all.

@@ -17,10 +17,11 @@ import torch
 
 from taskdistill.data.batches import BatchPlan
 from taskdistill.data.rows import Text, make_dataset
-from taskdistill.device import AUTO
+from taskdistill.device import RuntimeOptions
+from taskdistill.encode.batches import cores
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.datasets import find_eval_sets
+from taskdistill.evaluate.datasets import EvalSelection
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.models.external import ModelSpec
 from taskdistill.evaluate.protocol import Embedder
@@ -81,6 +82,21 @@ class StudentBudget:
     seed: int = 17
 
 
+@dataclass(frozen=True)
+class StudentOptions:
+    """How the static student of every teacher is made."""
+
+    texts: Path | None = None
+    """Training texts, see `training_texts`; None takes those of the data folder, or the documents
+    of its retrieval sets where it has none.
+    """
+    tokenizer: str | None = None
+    """Model whose tokenizer all students take; None takes each local teacher's, and the embedded
+    model's else.
+    """
+    budget: StudentBudget = StudentBudget()
+
+
 class EmbedderTeacher:
     """Any model as a teacher: it is told nothing and reads every text as a document."""
 
@@ -96,32 +112,23 @@ class EmbedderTeacher:
 
 def compare_teachers(
     specs: Sequence[ModelSpec],
-    data: Path,
+    data: EvalSelection,
     out: Path,
     progress: Progress,
     *,
-    sets: Sequence[str] | None = None,
-    texts: Path | None = None,
-    tokenizer: str | None = None,
-    effort: StudentBudget | None = None,
-    max_queries: int | None = None,
-    threads: int = 1,
+    students: StudentOptions = StudentOptions(),
     environment: Mapping[str, str] | None = None,
-    device: str = AUTO,
-    dtype: str = AUTO,
+    runtime: RuntimeOptions = RuntimeOptions(threads=1),
 ) -> dict[str, Any]:
     """Score candidate teachers and the static student that each would make.
 
     Students, the teachers' vectors and all scores are kept in `out`; run again, it continues.
-    `out`: where everything is kept and probe.json is written. `sets`: names of the sets; None takes
-    all. `texts`: training texts of the students, see `training_texts`; None takes those of `data`,
-    or the documents of its retrieval sets where it has none. `tokenizer`: model whose tokenizer all
-    students take; None takes each local teacher's own, and the embedded model's else.
-    `environment`: where keys of endpoints are looked up. `device`: where local candidates run.
-    Returns `teachers` (for each its score and its student's: mean over types of sets, and by type),
-    `advice` in sentences, and `results` of all of them as `evaluate_models` gives them.
+    `out`: where everything is kept and probe.json is written. `environment`: where keys of
+    endpoints are looked up. `runtime`: of the candidates that are local. Returns `teachers` (for
+    each its score and its student's: mean over types of sets, and by type), `advice` in sentences,
+    and `results` of all of them as `evaluate_models` gives them.
     """
-    effort = effort or StudentBudget()
+    budget = students.budget
     for spec in specs:
         if spec.kind == "vectors":
             raise BadInput(
@@ -129,39 +136,40 @@ def compare_teachers(
                 "vocabulary too; give the model itself"
             )
     check_claim(out, KIND, **_CLAIM)
-    options = EvalOptions(max_queries=max_queries, seed=effort.seed)
-    eval_sets = find_eval_sets(data, sets)
-    teachers = open_models(
-        specs, out / "endpoints", environment or {}, threads=threads, device=device, dtype=dtype
-    )
+    options = EvalOptions(max_queries=data.max_queries, seed=budget.seed)
+    eval_sets = data.find("test")
+    teachers = open_models(specs, out / "endpoints", environment or {}, runtime)
     if where := placements(teachers):
         progress.note(where)
-    source = data if texts is None else texts
-    sample = _sample(source, eval_sets, options, effort, progress, is_explicit=texts is not None)
+    sample = _sample(students, data.root, eval_sets, options, progress)
     vocabulary = [
         *sample,
-        *(text for each in eval_sets for text in all_texts(each.load(max_queries, effort.seed))),
+        *(
+            text
+            for each in eval_sets
+            for text in all_texts(each.load(data.max_queries, budget.seed))
+        ),
     ]
     claim(out, KIND, **_CLAIM)
     maker = _StudentMaker(
         out=out,
         texts=sample,
         vocabulary=vocabulary,
-        effort=effort,
-        threads=threads,
+        budget=budget,
+        threads=runtime.threads or cores(),
         progress=progress,
     )
     models: list[Embedder] = []
     seconds = {}
     for spec, teacher in zip(specs, teachers, strict=True):
         start = time.monotonic()
-        folder = resolve(tokenizer or (spec.place if spec.kind == "folder" else EMBEDDED))
+        folder = resolve(students.tokenizer or (spec.place if spec.kind == "folder" else EMBEDDED))
         student = maker.make(teacher, TextTokenizer.load(folder, special=False))
         seconds[teacher.name] = time.monotonic() - start
         models += [
             teacher,
             EncoderEmbedder(
-                Encoder.load(student, threads=threads), name=f"{teacher.name}{STUDENT}"
+                Encoder.load(student, threads=runtime.threads), name=f"{teacher.name}{STUDENT}"
             ),
         ]
     progress.stage(f"scoring {len(teachers)} teachers and their students on {len(eval_sets)} sets")
@@ -183,7 +191,7 @@ def compare_teachers(
     outcome = {
         "teachers": rows,
         "advice": advice(rows, beyond),
-        "effort": vars(effort),
+        "effort": vars(budget),
         "results": results,
     }
     write_result(out / "probe.json", outcome)
@@ -244,20 +252,19 @@ def advice(rows: Sequence[Mapping[str, Any]], beyond: tuple[int, int] | None = N
 
 
 def _sample(
-    place: Path,
+    students: StudentOptions,
+    root: Path,
     sets: Sequence[EvalSet],
     options: EvalOptions,
-    effort: StudentBudget,
     progress: Progress,
-    *,
-    is_explicit: bool,
 ) -> list[str]:
     """Draw the students' training texts."""
+    place, budget = students.texts or root, students.budget
     try:
         texts = training_texts(place)
         source = place.name
     except BadInput:
-        if is_explicit:
+        if students.texts is not None:
             raise
         data = [each.load(options.max_queries, options.seed) for each in sets]
         texts = [
@@ -273,8 +280,8 @@ def _sample(
                 "on; give --texts"
             ) from None
     distinct = sorted(dict.fromkeys(text for text in texts if text.strip()))
-    rng = np.random.default_rng(effort.seed)
-    chosen = rng.choice(len(distinct), size=min(effort.texts, len(distinct)), replace=False)
+    rng = np.random.default_rng(budget.seed)
+    chosen = rng.choice(len(distinct), size=min(budget.texts, len(distinct)), replace=False)
     progress.note(f"students learn from {len(chosen):,} of {len(distinct):,} texts of {source}")
     return [distinct[i] for i in sorted(chosen.tolist())]
 
@@ -288,13 +295,13 @@ class _StudentMaker:
     """Texts to train on."""
     vocabulary: Sequence[str]
     """Texts whose tokens get a vector: those and all of the evaluation sets."""
-    effort: StudentBudget
+    budget: StudentBudget
     threads: int
     progress: Progress
 
     def make(self, model: Embedder, tokenizer: TextTokenizer) -> Path:
         """Make the static student of a teacher, unless the same one is there."""
-        teacher, effort, progress = EmbedderTeacher(model), self.effort, self.progress
+        teacher, budget, progress = EmbedderTeacher(model), self.budget, self.progress
         ids = np.unique(
             np.concatenate(
                 tokenizer.ids(list(self.vocabulary), prompt="", max_length=LONG_TEXT).ids
@@ -305,7 +312,7 @@ class _StudentMaker:
             "teacher": hashlib.sha256(identity.encode()).hexdigest(),
             "texts": hashlib.sha256("\n".join(self.texts).encode()).hexdigest(),
             "tokens": hashlib.sha256(tokenizer.to_json().encode() + ids.tobytes()).hexdigest(),
-            "effort": json.dumps(vars(effort), sort_keys=True),
+            "effort": json.dumps(vars(budget), sort_keys=True),
         }
         folder = self.out / "students" / f"{slug(model.name)}-{inputs['teacher'][:8]}"
         if (folder / MANIFEST).is_file() and read_manifest(folder, "model")["inputs"] == inputs:
@@ -318,15 +325,15 @@ class _StudentMaker:
         )
         settings = StaticConfig(
             sources={"texts": 1.0},
-            steps=effort.steps,
-            batch_size=min(effort.batch_size, len(self.texts)),
+            steps=budget.steps,
+            batch_size=min(budget.batch_size, len(self.texts)),
         )
         dataset = make_dataset("texts", RowKind.TEXTS, [Text(text) for text in self.texts])
         plan = BatchPlan(
-            [dataset], {"texts": 1.0}, settings.batch_size, seed=effort.seed, label="static"
+            [dataset], {"texts": 1.0}, settings.batch_size, seed=budget.seed, label="static"
         )
         self._fill(store, teacher, settings, plan)
-        torch.manual_seed(torch_seed(effort.seed))
+        torch.manual_seed(torch_seed(budget.seed))
         phase = build_static(settings, table, plan, store, [table.embedding_dim])
         progress.stage(f"{model.name}{STUDENT}: {settings.steps} steps")
         self._train(phase, table, tokenizer, folder.parent)
@@ -362,7 +369,7 @@ class _StudentMaker:
             ctx = TrainContext(
                 tokenizer,
                 {},
-                self.effort.seed,
+                self.budget.seed,
                 pool,
                 log,
                 {},

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from taskdistill.device import AUTO
+from taskdistill.device import RuntimeOptions
 from taskdistill.errors import BadInput, require_extra
 from taskdistill.evaluate.contamination import seen_in, teacher_saw, warnings_of
 from taskdistill.evaluate.datasets import find_eval_sets
@@ -57,8 +57,7 @@ class EvaluateRequest:
     options: EvalOptions = field(default_factory=EvalOptions)
     reference: str | None = None
     command: str = ""
-    device: str = AUTO
-    dtype: str = AUTO
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
 
 
 def evaluate(
@@ -85,8 +84,7 @@ def evaluate(
         request.models,
         request.out / "endpoints",
         environment,
-        device=request.device,
-        dtype=request.dtype,
+        request.runtime,
     )
     if placement_lines := placements(models):
         progress.note(placement_lines)
@@ -132,10 +130,7 @@ def open_models(
     specs: Sequence[ModelSpec],
     memory: Path | None,
     environment: Mapping[str, str],
-    *,
-    threads: int | None = None,
-    device: str = AUTO,
-    dtype: str = AUTO,
+    runtime: RuntimeOptions = RuntimeOptions(),
 ) -> list[Embedder]:
     """Open models under names that tell them apart. Returns the models in their order."""
     often = Counter(spec.name for spec in specs)
@@ -152,9 +147,7 @@ def open_models(
             spec,
             memory=memory,
             environment=environment,
-            threads=threads,
-            device=device,
-            dtype=dtype,
+            runtime=runtime,
         )
         for spec in named
     )

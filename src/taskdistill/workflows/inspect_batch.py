@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,23 @@ SHOWN = 12
 """Most candidates that a cell lists."""
 MASKED = (Relation.DUPLICATE, Relation.MARGIN, Relation.LABEL, Relation.UNUSED)
 
+
+@dataclass(frozen=True, kw_only=True)
+class InspectRequest:
+    """Which batch is laid out, and where its inputs are."""
+
+    phase: str
+    step: int
+    row: int | None = None
+    """Show every candidate of this row instead of one line a row."""
+    data_folder: Path | None = None
+    """Where the embedded default was built; None builds it in a temporary folder."""
+    store: Path | None = None
+    """Folder of teacher stores, such as that of a run; None embeds the batch's texts anew where a
+    margin needs them.
+    """
+
+
 Laid = tuple[str, list[str], list[list[str]], list[str]]
 """Title, columns, rows, and lines that explain."""
 
@@ -32,22 +50,16 @@ Laid = tuple[str, list[str], list[list[str]], list[str]]
 def inspect_batch(
     recipe: Recipe,
     recipe_folder: Path,
-    phase: str,
-    step: int,
+    request: InspectRequest,
     progress: Progress,
-    data_folder: Path | None = None,
     *,
-    row: int | None = None,
-    store: Path | None = None,
     api_key: str | None = None,
 ) -> Laid:
     """Lay out one step's batch: what is compared with what, and which candidates are masked why.
 
-    `recipe_folder`: where relative paths of the recipe start. `data_folder`: where the embedded
-    default was built; None builds it in a temporary folder. `row`: show every candidate of this row
-    instead of one line a row. `store`: folder of teacher stores, such as that of a run; None embeds
-    the batch's texts anew where a margin needs them.
+    `recipe_folder`: where relative paths of the recipe start.
     """
+    phase, step, row = request.phase, request.step, request.row
     phases = recipe.phases()
     if phase not in phases:
         raise BadInput(f"the recipe has no phase {phase!r}{did_you_mean(phase, phases)}")
@@ -56,7 +68,9 @@ def inspect_batch(
     if not 0 <= step < config.steps:
         raise BadInput(f"{phase} has steps 0 to {config.steps - 1}, got {step}")
     with tempfile.TemporaryDirectory() as temporary:
-        root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", progress)
+        root = data_root(
+            recipe, recipe_folder, request.data_folder or Path(temporary) / "data", progress
+        )
         inputs: TrainData = load_inputs(recipe, root, progress)
         batch = make_plan(recipe, phase, config, inputs.datasets).at(step)
         prepared = collator(phase, config)(batch)
@@ -67,7 +81,7 @@ def inspect_batch(
             and batch.kind is RowKind.PAIRS
         ):
             cosines = _teacher_cosines(
-                recipe, prepared, store or Path(temporary) / "store", api_key
+                recipe, prepared, request.store or Path(temporary) / "store", api_key
             )
     title = (
         f"{phase}, step {step}: {len(batch.rows)} rows of {batch.dataset} ({batch.kind}), "

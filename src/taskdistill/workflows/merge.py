@@ -11,11 +11,11 @@ import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor
 
-from taskdistill.device import AUTO, compute_of, placement, resolve_device, resolve_dtype
+from taskdistill.device import RuntimeOptions, compute_of, placement
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.placement import on_device
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.datasets import find_eval_sets
+from taskdistill.evaluate.datasets import EvalSelection
 from taskdistill.evaluate.dev import DevScorer, DevScores
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.set_data import RankingData, judged_texts
@@ -58,41 +58,35 @@ class ScoredModel:
 
 def merge(
     places: Sequence[str],
+    data: EvalSelection,
     out: Path,
-    method: str,
-    data: Path,
     progress: Progress,
     *,
-    sets: Sequence[str] | None = None,
+    method: str,
     last_weight: float = 0.5,
-    max_queries: int | None = None,
-    threads: int | None = None,
-    device: str = AUTO,
-    dtype: str = AUTO,
+    runtime: RuntimeOptions = RuntimeOptions(),
 ) -> dict[str, Any]:
     """Merge models or checkpoints; write the result if it is better than the best of them.
 
     `places`: model folders, or checkpoint folders of a run with a finished model; the last one
     first for `last`. `method`: `last` mixes the first with the mean of the others; `uniform` means
     all; `greedy` adds the next best while the development score does not fall; `spherical` means
-    directions. `sets`: names of these sets; None for all. `last_weight`: share of the first with
-    `last`. `device`: where models are scored; weights are merged on the CPU. Returns plain data:
-    the score of each model and of the merged one, the difference to the best with its interval, and
-    whether it was kept.
+    directions. `last_weight`: share of the first with `last`. `runtime`: of the scoring; weights
+    are merged on the CPU. Returns plain data: the score of each model and of the merged one, the
+    difference to the best with its interval, and whether it was kept.
     """
     check_free(out)
     if method not in METHODS:
         raise BadInput(f"method {method!r} is not known; give one of {', '.join(METHODS)}")
     models = [read_place(place) for place in places]
     check_same_shape(models)
-    where = resolve_device(device)
-    arithmetic = resolve_dtype(dtype, where)
-    scorer = DevScorer(find_eval_sets(data, sets, split="dev"), limit=max_queries, seed=DEV_SEED)
+    where, arithmetic = runtime.resolve()
+    scorer = DevScorer(data.find("dev"), limit=data.max_queries, seed=DEV_SEED)
     progress.note(placement(where, arithmetic))
 
     def judge(model: Model) -> DevScores:
         with on_device(model.module, where):
-            encoder = Encoder(model, threads=threads, compute=compute_of(arithmetic))
+            encoder = Encoder(model, threads=runtime.threads, compute=compute_of(arithmetic))
             return scorer(EncoderEmbedder(encoder))
 
     singles = []
@@ -108,7 +102,7 @@ def merge(
     is_better = difference.estimate.low > 0
     if is_better:
         documents, queries = _dev_texts(scorer)
-        recalibrate(scratch, documents, queries, threads=threads)
+        recalibrate(scratch, documents, queries, threads=runtime.threads)
         scratch.name, sources = out.name, [Path(place).name for place in used]
         write_with_card(
             out,

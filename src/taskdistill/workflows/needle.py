@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -17,14 +17,19 @@ import torch
 from taskdistill.device import dtype_name
 from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
-from taskdistill.evaluate.needle import KINDS, LENGTHS, METRIC, score_needles
+from taskdistill.evaluate.needle import (
+    METRIC,
+    NeedleOptions,
+    NeedleScore,
+    needle_set,
+    score_needles,
+)
 from taskdistill.io.atomic import remove_stale_within
 from taskdistill.io.folders import versions
 from taskdistill.io.outputs import check_claim, claim, write_output
 from taskdistill.io.sealed import dump_json, read_sealed, write_sealed
 from taskdistill.report.page import ReportData, render_report
 from taskdistill.report.tables import Section, Table, Value
-from taskdistill.tasks import Task
 
 ANY_LENGTH = 1 << 24
 """Tokens beyond any sentence that is counted."""
@@ -50,86 +55,68 @@ def check_needles(out: Path) -> None:
     check_claim(out, KIND, **_CLAIM)
 
 
+class NeedleRow(NeedleScore):
+    """A score with its model."""
+
+    model: str
+
+
+class NeedleResults(TypedDict):
+    """What results.json holds."""
+
+    models: list[dict[str, str | int]]
+    rows: list[NeedleRow]
+    means: dict[str, dict[str, float]]
+    """Model to kind to the mean over lengths."""
+    options: dict[str, str | int]
+    versions: dict[str, str]
+
+
 def evaluate_needles(
     encoders: Mapping[str, Encoder],
     out: Path,
+    options: NeedleOptions,
     *,
-    kinds: Sequence[str] = KINDS,
-    lengths: Sequence[int] = LENGTHS,
-    documents: int = 50,
-    seed: int = 17,
     commands: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> NeedleResults:
     """Score models at every length, and write results.json and report.html.
 
     Documents are as long as asked by the tokenizer of the first model, and the same for all models.
     `out`: folder for the results; finished scores are kept in its `cache` and never computed twice.
     `progress`: called with (sets done, sets in all). `note`: called with a line for each score.
-    Returns what results.json holds: `models`, `rows` (one a model, kind and length), `means` and
-    `versions`.
     """
     claim(out, KIND, **_CLAIM)
     remove_stale_within(out / "cache")
-    first = next(iter(encoders.values()))
-    counter, tokenizer = (
-        _Counter(first),
-        hashlib.sha256(first.model.tokenizer.to_json().encode()).hexdigest(),
-    )
-    plan = [(name, kind, length) for kind in kinds for length in lengths for name in encoders]
-    rows = []
+    scorer = _CachedScorer(next(iter(encoders.values())), out / "cache", options)
+    plan = [
+        (name, kind, length)
+        for kind in options.kinds
+        for length in options.lengths
+        for name in encoders
+    ]
+    rows: list[NeedleRow] = []
     for done, (name, kind, length) in enumerate(plan, 1):
-        encoder = encoders[name]
-        request_json = json.dumps(
-            [
-                "needle",
-                _print(encoder),
-                encoder.max_length,
-                tokenizer,
-                kind,
-                length,
-                documents,
-                seed,
-            ]
-        )
-        path = out / "cache" / f"{hashlib.sha256(request_json.encode()).hexdigest()[:32]}.json"
-        if path.is_file():
-            row = read_sealed(path, "remove it to score that set again")
-        else:
-            embedder = EncoderEmbedder(encoder)
-            task = Task.RETRIEVAL.value
-            row = next(
-                iter(
-                    score_needles(
-                        embedder,
-                        kinds=[kind],
-                        lengths=[length],
-                        documents=documents,
-                        seed=seed,
-                        tokens=counter,
-                        task=task,
-                    )
-                )
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_sealed(path, row)
+        row = scorer(encoders[name], kind, length)
         rows.append({"model": name, **row})
         if note is not None:
             cut = f", {row['cut']} of {row['documents']} documents cut" if row["cut"] else ""
             note(f"{kind} {length:,}  {name}  {METRIC} {100 * row[METRIC]:.1f}{cut}")
         if progress is not None:
             progress(done, len(plan))
-    results = {
+    results: NeedleResults = {
         "models": [
             {"name": name, "fingerprint": _print(encoder), "max_length": encoder.max_length}
             for name, encoder in encoders.items()
         ],
         "rows": rows,
-        "means": {name: {kind: _mean(rows, name, kind) for kind in kinds} for name in encoders},
+        "means": {
+            name: {kind: _mean(rows, name, kind) for kind in options.kinds} for name in encoders
+        },
         "options": {
-            "documents": documents,
-            "seed": seed,
+            "documents": options.documents,
+            "seed": options.seed,
             "tokens counted by": next(iter(encoders)),
         },
         "versions": versions(),
@@ -146,7 +133,29 @@ def evaluate_needles(
     return results
 
 
-def needle_tables(results: Mapping[str, Any]) -> list[Table]:
+class _CachedScorer:
+    """Scores models on documents that `first` counts the tokens of; each score stays on disk."""
+
+    def __init__(self, first: Encoder, cache: Path, options: NeedleOptions) -> None:
+        self._count, self._cache, self._options = _Counter(first), cache, options
+        self._tokenizer = hashlib.sha256(first.model.tokenizer.to_json().encode()).hexdigest()
+
+    def __call__(self, encoder: Encoder, kind: str, length: int) -> NeedleScore:
+        documents, seed = self._options.documents, self._options.seed
+        model = [_print(encoder), encoder.max_length]
+        key = json.dumps(["needle", *model, self._tokenizer, kind, length, documents, seed])
+        path = self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        if path.is_file():
+            stored: NeedleScore = read_sealed(path, "remove it to score that set again")
+            return stored
+        needles = needle_set(kind, length, documents=documents, seed=seed, tokens=self._count)
+        row = score_needles(EncoderEmbedder(encoder), needles)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sealed(path, row)
+        return row
+
+
+def needle_tables(results: NeedleResults) -> list[Table]:
     """Lay results out: one table a kind and model.
 
     Returns a row a length, and the mean of all lengths below.
@@ -192,7 +201,7 @@ def _print(encoder: Encoder) -> str:
     )
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], name: str, kind: str) -> float:
+def _mean(rows: Sequence[NeedleRow], name: str, kind: str) -> float:
     return float(
         np.mean([row[METRIC] for row in rows if (row["model"], row["kind"]) == (name, kind)])
     )

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from taskdistill.device import AUTO, CPU, compute_of, placement, resolve_device, resolve_dtype
+from taskdistill.device import CPU, RuntimeOptions, compute_of, placement
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, RowError
-from taskdistill.evaluate.datasets import find_eval_sets
+from taskdistill.evaluate.datasets import EvalSelection
 from taskdistill.evaluate.dev import DevScorer, DevScores
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.task_type import EvalSet
@@ -66,33 +66,28 @@ def shrink(
     source: str,
     texts: Path,
     out: Path,
-    request: ShrinkRequest,
     progress: Progress,
     *,
-    data: Path | None = None,
-    sets: Sequence[str] | None = None,
-    threads: int | None = None,
-    device: str = AUTO,
-    dtype: str = AUTO,
+    request: ShrinkRequest,
+    data: EvalSelection | None = None,
+    runtime: RuntimeOptions = RuntimeOptions(),
 ) -> dict[str, Any]:
     """Write a smaller model folder, and say after each step what it has cost.
 
     `source`: model folder, Hub id or `all-MiniLM-L6-v2`. `texts`: file or folder of rows whose
-    texts the model is for. `data`: folder of development sets to score each step on; None measures
-    only how far vectors move. `sets`: names of these sets; None for all. `device`: where the model
-    runs while it is looked at. `dtype`: arithmetic in which it is scored; what is dropped is
-    decided in float32. Returns plain data: a row for the model as it was and for each step, with
-    parameters, megabytes, tokens, layers, the mean cosine to the vectors of the model as it was on
-    texts that decided nothing, scores, and their differences to it with intervals.
+    texts the model is for. `data`: development sets to score each step on; None measures only how
+    far vectors move. `runtime`: of the scoring; what is dropped is decided in float32. Returns
+    plain data: a row for the model as it was and for each step, with parameters, megabytes, tokens,
+    layers, the mean cosine to the vectors of the model as it was on texts that decided nothing,
+    scores, and their differences to it with intervals.
     """
     check_free(out)
-    place = resolve_device(device)
-    kind = resolve_dtype(dtype, place)
+    place, dtype = runtime.resolve()
     model = read_model(resolve(source))
     _check(model, request)
     model.module.to(place)
-    progress.note(placement(place, kind))
-    chosen = find_eval_sets(data, sets, split="dev") if data is not None else []
+    progress.note(placement(place, dtype))
+    sets = data.find("dev") if data is not None else []
     all_texts = read_texts(texts, request.languages)
     rng = np.random.default_rng(check_seed(request.seed))
     sampled = [all_texts[i] for i in rng.permutation(len(all_texts))[: 2 * request.sample].tolist()]
@@ -102,7 +97,7 @@ def shrink(
         f"{len(held_out)} others"
     )
     before = embed_with(model)(held_out, None)
-    meter = _Meter(before, held_out, chosen, threads, compute_of(kind))
+    meter = _Meter(before, held_out, sets, runtime.threads, compute_of(dtype))
     rows = [meter.row(ORIGINAL, model)]
     prompt, module, facts = (
         model.settings.prompts.get("document", ""),

@@ -78,28 +78,24 @@ def compare_teachers(
     """
     import os
 
+    from taskdistill.device import RuntimeOptions
     from taskdistill.encode.batches import cores
+    from taskdistill.evaluate.datasets import EvalSelection
     from taskdistill.evaluate.models.external import parse_spec
     from taskdistill.io.outputs import copy_result
-    from taskdistill.workflows.compare_teachers import StudentBudget
+    from taskdistill.workflows.compare_teachers import StudentBudget, StudentOptions
     from taskdistill.workflows.compare_teachers import compare_teachers as run
 
     terminal = Terminal(quiet)
     try:
         result = run(
             [parse_spec(teacher) for teacher in teachers],
-            data,
+            EvalSelection(data, sets, max_queries),
             out,
             terminal,
-            sets=sets,
-            texts=texts,
-            tokenizer=tokenizer,
-            effort=StudentBudget(limit, steps, seed=seed),
-            max_queries=max_queries,
-            threads=cores(),
+            students=StudentOptions(texts, tokenizer, StudentBudget(limit, steps, seed=seed)),
             environment=os.environ,
-            device=device,
-            dtype=dtype,
+            runtime=RuntimeOptions(device, dtype, cores()),
         )
     finally:
         terminal.end()

@@ -69,12 +69,13 @@ def inspect(
     import os
 
     from taskdistill.recipe.recipe import load_recipe
-    from taskdistill.workflows.inspect_batch import inspect_batch
+    from taskdistill.workflows.inspect_batch import InspectRequest, inspect_batch
 
     config, terminal = load_recipe(recipe, overrides or ()), Terminal()
     key = None if config.teacher.api_key_env is None else os.environ.get(config.teacher.api_key_env)
+    request = InspectRequest(phase=phase, step=step, row=row, data_folder=data_folder, store=store)
     title, columns, rows, notes = inspect_batch(
-        config, recipe.parent, phase, step, terminal, data_folder, row=row, store=store, api_key=key
+        config, recipe.parent, request, terminal, api_key=key
     )
     terminal.table(title, columns, rows)
     for note in notes:

@@ -122,6 +122,7 @@ def evaluate(
 
     if suites:
         os.environ.setdefault("TQDM_DISABLE", "1")
+    from taskdistill.device import RuntimeOptions
     from taskdistill.evaluate.models.external import parse_spec
     from taskdistill.evaluate.set_runner import EvalOptions
     from taskdistill.io.outputs import copy_result
@@ -169,8 +170,7 @@ def evaluate(
         options=options,
         reference=reference,
         command=_command(models, out, data, suites, sets, split, dims, precisions, seen),
-        device=device,
-        dtype=dtype,
+        runtime=RuntimeOptions(device, dtype),
     )
     check_options(request)
     terminal = Terminal(quiet)

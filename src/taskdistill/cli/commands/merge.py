@@ -60,7 +60,9 @@ def merge(
     Example: [bold]taskdistill merge runs/a/model runs/b/model --data my-sets --out merged --method
     greedy[/bold]
     """
+    from taskdistill.device import RuntimeOptions
     from taskdistill.encode.batches import cores
+    from taskdistill.evaluate.datasets import EvalSelection
     from taskdistill.io.outputs import write_result
     from taskdistill.workflows.merge import merge as run
 
@@ -71,16 +73,12 @@ def merge(
     try:
         result = run(
             models,
+            EvalSelection(data, sets, max_queries),
             out,
-            method,
-            data,
             terminal,
-            sets=sets,
+            method=method,
             last_weight=share,
-            max_queries=max_queries,
-            threads=cores(),
-            device=device,
-            dtype=dtype,
+            runtime=RuntimeOptions(device, dtype, cores()),
         )
     finally:
         terminal.end()

@@ -54,6 +54,7 @@ def needle(
     Example: [bold]taskdistill needle runs/my/model --lengths 256,2048,8192 --out needle[/bold]
     """
     from taskdistill.encode.encoder import Encoder
+    from taskdistill.evaluate.needle import NeedleOptions
     from taskdistill.io.outputs import copy_result
     from taskdistill.workflows.needle import check_needles, evaluate_needles, needle_tables
 
@@ -80,10 +81,7 @@ def needle(
     results = evaluate_needles(
         encoders,
         out,
-        kinds=kinds.split(","),
-        lengths=sizes,
-        documents=documents,
-        seed=seed,
+        NeedleOptions(kinds.split(","), sizes, documents, seed),
         commands=[
             f"taskdistill needle {' '.join(models)} --lengths {lengths} --kinds {kinds} --documents"
             f" {documents} --out {out.name}"

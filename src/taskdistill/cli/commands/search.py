@@ -95,6 +95,7 @@ def index(
     from taskdistill.search.build import build_index
     from taskdistill.search.corpus import Corpus
     from taskdistill.search.passages import word_passages
+    from taskdistill.search.settings import StorageOptions
     from taskdistill.search.storage.folder import check_target
 
     if base and task is not None:
@@ -113,10 +114,8 @@ def index(
         documents,
         out,
         task=usual if task is None else task,
-        truncate_dim=dim,
-        rescore=rescore,
-        passages=passages,
         progress=terminal.count,
+        storage=StorageOptions(truncate_dim=dim, rescore=rescore, passages=passages),
     )
     terminal.end()
     if (bm25 or opened.snapshot.manifest.search.hybrid) and opened.snapshot.manifest.bm25 is None:

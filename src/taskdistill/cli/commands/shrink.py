@@ -66,7 +66,9 @@ def shrink(
     Example: [bold]taskdistill shrink all-MiniLM-L6-v2 --texts my-texts.jsonl --vocabulary --layers
     3 --out small[/bold]
     """
+    from taskdistill.device import RuntimeOptions
     from taskdistill.encode.batches import cores
+    from taskdistill.evaluate.datasets import EvalSelection
     from taskdistill.io.outputs import write_result
     from taskdistill.workflows.shrink import ShrinkRequest
     from taskdistill.workflows.shrink import shrink as run
@@ -87,13 +89,10 @@ def shrink(
             model,
             texts,
             out,
-            request,
             terminal,
-            data=data,
-            sets=sets,
-            threads=cores(),
-            device=device,
-            dtype=dtype,
+            request=request,
+            data=None if data is None else EvalSelection(data, sets),
+            runtime=RuntimeOptions(device, dtype, cores()),
         )
     finally:
         terminal.end()

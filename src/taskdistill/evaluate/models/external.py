@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 import torch
 
-from taskdistill.device import AUTO, dtype_name, placement, resolve_device, resolve_dtype
+from taskdistill.device import RuntimeOptions, dtype_name, placement
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, did_you_mean, require_extra
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
@@ -114,16 +114,13 @@ def open_model(
     *,
     memory: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    threads: int | None = None,
-    device: str = AUTO,
-    dtype: str = AUTO,
+    runtime: RuntimeOptions = RuntimeOptions(),
 ) -> Embedder:
     """Open any model for evaluation, under `spec.name`.
 
     `memory`: folder of what endpoints answered before, so that a changed model is noticed.
-    `environment`: where `key_env` is looked up. `device`: of a local model, see `Encoder.load`;
-    `dtype` likewise. Raises BadInput if there is no such model, or it needs a package or key that
-    is not there.
+    `environment`: where `key_env` is looked up. `runtime`: of a local model. Raises BadInput if
+    there is no such model, or it needs a package or key that is not there.
     """
     if spec.kind == "endpoint":
         key_name, key = spec.options.get("key_env"), None
@@ -154,8 +151,10 @@ def open_model(
                 f"model {spec.place}: `adapters` has no effect on a model without adapters;"
                 " leave it out"
             )
-        return SentenceTransformersEmbedder(spec.name, folder, device=device, dtype=dtype)
-    encoder = Encoder.load(folder, threads=threads, device=device, dtype=dtype)
+        return SentenceTransformersEmbedder(spec.name, folder, runtime)
+    encoder = Encoder.load(
+        folder, threads=runtime.threads, device=runtime.device, dtype=runtime.dtype
+    )
     if "adapters" in spec.options and not encoder.tasks:
         raise BadInput(
             f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it"
@@ -258,7 +257,7 @@ class SentenceTransformersEmbedder:
     No code of the folder runs.
     """
 
-    def __init__(self, name: str, folder: Path, *, device: str = AUTO, dtype: str = AUTO) -> None:
+    def __init__(self, name: str, folder: Path, runtime: RuntimeOptions = RuntimeOptions()) -> None:
         """Load the model.
 
         Raises BadInput if sentence-transformers is not installed or cannot load the folder.
@@ -266,8 +265,8 @@ class SentenceTransformersEmbedder:
         require_extra("sentence_transformers", "st", f"model {folder}")
         from sentence_transformers import SentenceTransformer
 
-        place = resolve_device(device)
-        self.name, self._folder, self._dtype = name, folder, resolve_dtype(dtype, place)
+        place, self._dtype = runtime.resolve()
+        self.name, self._folder = name, folder
         self.placement = placement(place, self._dtype)
         try:
             self._model = SentenceTransformer(
