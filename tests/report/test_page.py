@@ -16,7 +16,7 @@ from taskdistill.evaluate.results import summarize, to_record
 from taskdistill.evaluate.score import SetScore
 from taskdistill.evaluate.task_type import Score
 from taskdistill.report import scores, tables
-from taskdistill.report.page import Example, ReportData, render_report
+from taskdistill.report.page import NO_RESULTS, Example, ReportData, render_report
 from taskdistill.report.plots import Series, dot_plot, line_chart
 from taskdistill.report.tables import Section, SourceRow, SpeedRow, Table, as_text, duration
 
@@ -116,7 +116,7 @@ FULL = ReportData(
             [Table("nDCG", ["language", "score"], rows=[["en", 0.5], ["fr", None]])],
         )
     ],
-    seen={"sts/b": {"texts": 5, "exact": 1, "near": 0}},
+    seen={"sts/b": {"texts": 5, "exact": 1, "near": 0, "teacher": None}},
     settings="seed: 17\n# <&>",
     commands=["taskdistill train a.yaml --out b"],
     warnings=["Mind the gap."],
@@ -172,7 +172,7 @@ def test_an_empty_report_is_a_page_too():
 def test_summary_is_written_from_the_results_unless_given():
     expected = "2 models on 2 sets: <b>student keeps 91.3 % of teacher’s score on average."
     assert scores.summary_sentence(RESULTS) == expected
-    assert scores.summary_sentence({}) == ""
+    assert scores.summary_sentence(NO_RESULTS) == ""
 
 
 def test_tables_mark_the_best_and_say_how_much_is_kept():

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.encode import EncodedSet, encode_set
 from taskdistill.evaluate.protocol import Embedder
+from taskdistill.evaluate.records import LengthRow
 from taskdistill.evaluate.set_data import LabeledData, PairData, RankingData, SetData, SummaryData
-from taskdistill.evaluate.task_type import EvaluationTask, Score, unit_score
+from taskdistill.evaluate.task_type import AnyTask, Score, unit_score
 
 EDGES = (100, 400, 1600, 6400)
 """Ends of the buckets in characters, not words, since not every script has spaces."""
@@ -26,6 +26,10 @@ class LengthBucket:
     label: str
     n: int
     score: float
+
+    def to_json(self) -> LengthRow:
+        """Return plain data."""
+        return {"label": self.label, "n": self.n, "score": self.score}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class PromptSpread:
 
 
 def by_length(
-    task: EvaluationTask[Any], data: SetData, score: Score, edges: Sequence[int] = EDGES
+    task: AnyTask, data: SetData, score: Score, edges: Sequence[int] = EDGES
 ) -> list[LengthBucket]:
     """Split a score by the length of what was judged: a query's relevant document, a pair, a text.
 
@@ -75,7 +79,7 @@ def by_length(
 def prompt_spread(
     embedder: Embedder,
     name: str,
-    task: EvaluationTask[Any],
+    task: AnyTask,
     data: SetData,
     prompts: Sequence[str],
     encoded: EncodedSet | None = None,

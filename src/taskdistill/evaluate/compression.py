@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from taskdistill.evaluate.exact_search import (
     top_documents,
 )
 from taskdistill.evaluate.rankings import score_ranking
+from taskdistill.evaluate.records import CompressionRow
 from taskdistill.evaluate.set_data import RankingData, SetData
-from taskdistill.evaluate.task_type import EvaluationTask, Vectors
+from taskdistill.evaluate.task_type import AnyTask, Vectors
 from taskdistill.quantization import (
     Int8Ranges,
     bytes_per_vector,
@@ -66,15 +67,30 @@ class CompressionResult:
         """Return the setting in words, such as `256 dimensions, binary, rescored`."""
         return f"{self.dim} dimensions, {self.precision}" + (", rescored" if self.rescored else "")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> CompressionRow:
         """Return plain data, in which `kept` is the retention."""
-        fields = asdict(self)
-        return fields | {"kept": fields.pop("retention")}
+        return {
+            "dim": self.dim,
+            "precision": self.precision,
+            "rescored": self.rescored,
+            "score": self.score,
+            "bytes": self.bytes,
+            "query_ms": self.query_ms,
+            "kept": self.retention,
+        }
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> CompressionResult:
+    def from_json(cls, row: CompressionRow) -> CompressionResult:
         """Read what `to_json` returned."""
-        return cls(retention=fields["kept"], **{k: v for k, v in fields.items() if k != "kept"})
+        return cls(
+            dim=row["dim"],
+            precision=row["precision"],
+            rescored=row["rescored"],
+            score=row["score"],
+            retention=row["kept"],
+            bytes=row["bytes"],
+            query_ms=row["query_ms"],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +102,7 @@ class CompressionMatrix:
 
 
 def compression_matrix(
-    task: EvaluationTask[Any],
+    task: AnyTask,
     data: SetData,
     encoded: EncodedSet,
     dims: Sequence[int],
@@ -235,15 +251,13 @@ class _Truncated:
         return pack_bits(x if offset is None else x - offset)
 
 
-def _side_offsets(
-    task: EvaluationTask[Any], sides: Vectors, dim: int, offsets: Offsets
-) -> SideOffsets:
+def _side_offsets(task: AnyTask, sides: Vectors, dim: int, offsets: Offsets) -> SideOffsets:
     roles = {side: task.query_role if side == "queries" else Role.DOCUMENT for side in sides}
     return {side: offsets.get(role, {}).get(dim) for side, role in roles.items()}
 
 
 def _plain(
-    task: EvaluationTask[Any], data: SetData, vectors: _Truncated, precision: str
+    task: AnyTask, data: SetData, vectors: _Truncated, precision: str
 ) -> tuple[float, float | None]:
     """Return the score of what is stored, and milliseconds a query where a corpus is searched."""
     sides, ranges = vectors.sides, vectors.ranges

@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from taskdistill.data.overlap import SeenTexts, overlap_with
+from taskdistill.evaluate.records import SeenCounts, SeenSet
 from taskdistill.evaluate.set_data import RankingData, SetData, judged_texts
 from taskdistill.evaluate.task_type import EvalSet
 
@@ -30,22 +30,26 @@ class TrainingTexts:
 
 def seen_in(
     training: TrainingTexts, sets: Sequence[EvalSet], data: Mapping[str, SetData]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, SeenSet]:
     """Count the evaluation texts that were seen, by set.
 
-    Returns `texts`, `exact` and `near` (share a run of 13 words, without the exact ones), for
-    sets that search also under `queries`, and `teacher`: true or false where the teacher's data
-    is declared, otherwise None. Counts are None where the training texts are not known.
+    Sets that search have their queries counted as well.
     """
-    result = {}
+    result: dict[str, SeenSet] = {}
     for each in sets:
-        counts = _counts(training.trained, judged_texts(data[each.name]))
         searched = data[each.name]
+        counts = _counts(training.trained, judged_texts(searched))
+        teacher = teacher_saw(training.teacher, each.name)
         if isinstance(searched, RankingData):
-            counts["queries"] = _counts(
-                training.trained, list(dict.fromkeys(searched.queries.values()))
-            )
-        result[each.name] = counts | {"teacher": teacher_saw(training.teacher, each.name)}
+            queries = _counts(training.trained, list(dict.fromkeys(searched.queries.values())))
+            result[each.name] = {**counts, "queries": queries, "teacher": teacher}
+        else:
+            result[each.name] = {
+                "texts": counts["texts"],
+                "exact": counts["exact"],
+                "near": counts["near"],
+                "teacher": teacher,
+            }
     return result
 
 
@@ -60,22 +64,18 @@ def teacher_saw(declared: Sequence[str] | None, name: str) -> bool | None:
     return any(fnmatch.fnmatchcase(each, pattern) for pattern in declared for each in names)
 
 
-def warnings_of(label: str, seen: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def warnings_of(label: str, seen: Mapping[str, SeenSet]) -> list[str]:
     """Say in a sentence for every set of which something was seen what a reader must know."""
     result = []
     for name, counts in seen.items():
         reasons = []
-        if counts["exact"] or counts["near"]:
+        if seen_of(counts):
             reasons.append(
                 f"of {counts['texts']:,} texts {counts['exact']:,} were seen word for word,"
                 f" {counts['near']:,} more share 13 words in a row"
             )
-            if counts.get("queries"):
-                queries = counts["queries"]
-                reasons.append(
-                    f"among them {queries['exact'] + queries['near']:,} of {queries['texts']:,}"
-                    " queries"
-                )
+            if queries := counts.get("queries"):
+                reasons.append(f"among them {seen_of(queries):,} of {queries['texts']:,} queries")
         if counts["teacher"]:
             reasons.append("the teacher was trained on this set")
         if reasons:
@@ -83,7 +83,13 @@ def warnings_of(label: str, seen: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return result
 
 
-def _counts(trained: SeenTexts | None, texts: Sequence[str]) -> dict[str, Any]:
+def seen_of(counts: SeenCounts) -> int:
+    """Return how many texts were seen, in whatever way; 0 where that is not known."""
+    return (counts["exact"] or 0) + (counts["near"] or 0)
+
+
+def _counts(trained: SeenTexts | None, texts: Sequence[str]) -> SeenCounts:
     if trained is None:
         return {"texts": len(texts), "exact": None, "near": None}
-    return dict(overlap_with(trained, texts).counts())
+    counts = overlap_with(trained, texts).counts()
+    return {"texts": counts["texts"], "exact": counts["exact"], "near": counts["near"]}

@@ -6,18 +6,17 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.evaluate.task_type import EvalSet, EvaluationTask
+from taskdistill.evaluate.task_type import AnyTask, EvalSet
 from taskdistill.registry import Registry
 
-TASK_TYPES: Registry[EvaluationTask[Any]] = Registry(
+TASK_TYPES: Registry[AnyTask] = Registry(
     "taskdistill.evaluate.tasks", "TASK", noun="evaluation task type"
 )
 
 
-def task_types() -> list[EvaluationTask[Any]]:
+def task_types() -> list[AnyTask]:
     """Return all types in the order of reports."""
     return sorted(TASK_TYPES.values(), key=lambda task: task.order)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.protocol import Embedder
 from taskdistill.evaluate.set_data import SetData
-from taskdistill.evaluate.task_type import EvaluationTask, Vectors
+from taskdistill.evaluate.task_type import AnyTask, Vectors
 from taskdistill.tasks import Role, Task
 
 CHARACTERS_PER_CALL = 400_000
@@ -41,7 +41,7 @@ class EncodedSet:
 
 def encode_set(
     embedder: Embedder,
-    task: EvaluationTask[Any],
+    task: AnyTask,
     data: SetData,
     *,
     known: Vectors | None = None,

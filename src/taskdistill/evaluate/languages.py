@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from taskdistill.evaluate.encode import encode_set
 from taskdistill.evaluate.exact_search import rank, top_documents
 from taskdistill.evaluate.protocol import Embedder
 from taskdistill.evaluate.rankings import score_ranking
+from taskdistill.evaluate.records import PoolLanguage, PoolScores
 from taskdistill.evaluate.set_data import RankingData
 from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.quantization import normalize
@@ -58,32 +58,39 @@ class PooledScores:
     by_language: Mapping[str, LanguageScores]
     cross: Mapping[str, Mapping[str, float]]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data, under the keys of `_KEYS`."""
-        scores = {language: asdict(each) for language, each in self.by_language.items()}
-        by_language = {
-            language: {_KEYS.get(field, field): value for field, value in each.items()}
-            for language, each in scores.items()
+    def to_json(self) -> PoolScores:
+        """Return plain data, in which `own` is the language of the queries."""
+        by_language: dict[str, PoolLanguage] = {
+            language: {
+                "queries": each.queries,
+                "own": each.same_language,
+                "pooled": each.pooled,
+                "any_language": each.any_language,
+                "own_share": each.same_language_share,
+                "first_own": each.same_language_first,
+            }
+            for language, each in self.by_language.items()
         }
-        return {"by_language": by_language, "cross": dict(self.cross)}
+        return {
+            "by_language": by_language,
+            "cross": {language: dict(scores) for language, scores in self.cross.items()},
+        }
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> PooledScores:
+    def from_json(cls, pool: PoolScores) -> PooledScores:
         """Read what `to_json` returned."""
-        names = {key: field for field, key in _KEYS.items()}
         by_language = {
-            language: LanguageScores(**{names.get(key, key): x for key, x in each.items()})
-            for language, each in fields["by_language"].items()
+            language: LanguageScores(
+                queries=each["queries"],
+                same_language=each["own"],
+                pooled=each["pooled"],
+                any_language=each["any_language"],
+                same_language_share=each["own_share"],
+                same_language_first=each["first_own"],
+            )
+            for language, each in pool["by_language"].items()
         }
-        return cls(by_language, fields["cross"])
-
-
-_KEYS = {
-    "same_language": "own",
-    "same_language_share": "own_share",
-    "same_language_first": "first_own",
-}
-"""Field to its key in results.json, where they differ."""
+        return cls(by_language, pool["cross"])
 
 
 def name_and_language(name: str) -> tuple[str, str]:

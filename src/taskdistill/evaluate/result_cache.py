@@ -20,7 +20,7 @@ class ResultCache:
 
     folder: Path | None
 
-    def key(self, *parts: Any) -> str:
+    def key(self, *parts: object) -> str:
         """Return the name of a value: 32 hexadecimal digits."""
         return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()[
             :32
@@ -35,7 +35,7 @@ class ResultCache:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, key: str, value: Any, **about: str) -> None:
+    def write(self, key: str, value: object, **about: str) -> None:
         """Store a value; `about` is for a person who looks into the file."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)

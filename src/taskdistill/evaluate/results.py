@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from taskdistill.evaluate.compression import CompressionResult, mean_cells, verdict
 from taskdistill.evaluate.datasets import task_types
+from taskdistill.evaluate.records import Comparison, Means, ModelScore, Record, Results, Retention
 from taskdistill.evaluate.score import SetScore
 from taskdistill.stats.intervals import Units, interval, paired_difference
-
-Record = dict[str, Any]
-"""One model on one set, as `to_record` makes it and as it is cached."""
 
 _DIGITS = 6
 
 
 def to_record(result: SetScore, cells: Sequence[CompressionResult] = ()) -> Record:
     """Turn a result into plain data; `units` are rounded to six digits."""
-    results = interval(result.score.units)
+    estimate = interval(result.score.units)
     return {
         "set": result.set,
         "kind": result.kind,
         "metric": result.metric,
         "score": result.score.score,
-        "interval": [results.low, results.high],
-        "scores": result.score.scores,
+        "interval": [estimate.low, estimate.high],
+        "scores": dict(result.score.scores),
         "by_language": result.score.by_language(),
         "n": result.n,
         "dim": result.dim,
@@ -52,12 +50,12 @@ def units_of(record: Record) -> Units:
     }
 
 
-def cells_of(record: Record) -> list[CompressionResult]:
+def cells_of(record: ModelScore) -> list[CompressionResult]:
     """Return the compression matrix of a record, empty where none was measured."""
     return [CompressionResult.from_json(cell) for cell in record["compression"]]
 
 
-def mean_matrix(records: Mapping[str, Record]) -> tuple[CompressionResult, ...]:
+def mean_matrix(records: Mapping[str, ModelScore]) -> tuple[CompressionResult, ...]:
     """Average the compression matrices of a model; nothing where none was measured.
 
     Only retrieval sets count where there are any, since only they search.
@@ -69,12 +67,11 @@ def mean_matrix(records: Mapping[str, Record]) -> tuple[CompressionResult, ...]:
 
 def aggregate(
     scores: Mapping[str, float], types: Mapping[str, str], order: Sequence[str] | None = None
-) -> dict[str, Any]:
+) -> Means:
     """Average scores over sets as section 8.3 of the paper does.
 
     `types`: set to its type, or to mteb's type of task. `order`: the types in the order of reports,
-    others follow; None takes that of `task_types`. Returns `sets` (mean over sets), `types` (mean
-    over the types' means) and `by_type` (type to mean).
+    others follow; None takes that of `task_types`.
     """
     if order is None:
         order = [task.name for task in task_types()]
@@ -103,22 +100,18 @@ def task_score(splits: Mapping[str, Mapping[str, float]]) -> float:
     return float(np.mean([np.mean(list(subsets.values())) for subsets in splits.values()]))
 
 
-def summarize(
-    records: Mapping[str, Mapping[str, Record]], reference: str | None = None
-) -> dict[str, Any]:
+def summarize(records: Mapping[str, Mapping[str, Record]], reference: str | None = None) -> Results:
     """Put records together: scores, averages, and how each model compares with a reference.
 
-    The reference is mostly the teacher; None takes the first of several. Returns `reference`,
-    `scores` (records without units), `means`, `retention` (score / reference's score, by set, and
-    the mean), `comparisons` (difference to the reference with its interval and p-value) and
-    `verdicts` on compression.
+    The reference is mostly the teacher; None takes the first of several.
     """
     names = list(records)
     base = reference if reference is not None else (names[0] if len(names) > 1 else None)
     kinds = {name: record["kind"] for sets in records.values() for name, record in sets.items()}
     scores = {
         model: {
-            name: {k: v for k, v in record.items() if k != "units"} for name, record in sets.items()
+            name: cast(ModelScore, {k: v for k, v in record.items() if k != "units"})
+            for name, record in sets.items()
         }
         for model, sets in records.items()
     }
@@ -126,9 +119,9 @@ def summarize(
         model: aggregate({name: record["score"] for name, record in sets.items()}, kinds)
         for model, sets in records.items()
     }
-    retention: dict[str, dict[str, Any]] = {}
-    comparisons = []
-    against = records[base] if base is not None else {}
+    retention: dict[str, Retention] = {}
+    comparisons: list[Comparison] = []
+    against: Mapping[str, Record] = records[base] if base is not None else {}
     for model, sets in records.items():
         if base is None or model == base:
             continue

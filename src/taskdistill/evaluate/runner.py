@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.languages import families, pooled_retrieval
 from taskdistill.evaluate.protocol import Embedder
+from taskdistill.evaluate.records import PoolScores, Record, Results
 from taskdistill.evaluate.result_cache import ResultCache
-from taskdistill.evaluate.results import Record, summarize
+from taskdistill.evaluate.results import summarize
 from taskdistill.evaluate.set_data import RankingData
 from taskdistill.evaluate.set_runner import EvalOptions, SetRunner
 from taskdistill.evaluate.task_type import EvalSet
@@ -32,7 +32,7 @@ def evaluate_models(
     reference: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     note: Note | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Score every model on every set, and return what `results.json` holds.
 
     With a folder, each score is written to `folder/cache/` as soon as it is there, under a hash of
@@ -83,7 +83,7 @@ def evaluate_models(
                 note(_score_line(name, model.name, record))
             weighted.add(size if missing else 0)
         runner.forget()
-    pooled: dict[str, dict[str, Any]] = {model.name: {} for model in models}
+    pooled: dict[str, dict[str, PoolScores]] = {model.name: {} for model in models}
     for family in pools.families:
         for model in models:
             pool = pools.record(model, fingerprints[model.name], family, weighted)
@@ -91,7 +91,7 @@ def evaluate_models(
             if note is not None:
                 note(_pool_line(family, model.name, pool))
     weighted.end()
-    results = {
+    results: Results = {
         "models": [{"name": name, "fingerprint": each} for name, each in fingerprints.items()],
         "sets": [
             {
@@ -144,9 +144,9 @@ class _Pools:
 
     def record(
         self, model: Embedder, fingerprint: str, family: str, weighted: _WeightedProgress
-    ) -> dict[str, Any]:
+    ) -> PoolScores:
         key = self.key(fingerprint, family)
-        pool: dict[str, Any] | None = self._cache.read(key)
+        pool: PoolScores | None = self._cache.read(key)
         if pool is None:
             data = {
                 language: each.load(self._options.max_queries, self._options.seed)
@@ -186,7 +186,7 @@ def _score_line(name: str, model: str, record: Record) -> str:
     return f"{name}  {model}  {record['metric']} {100 * record['score']:.2f}{cut}"
 
 
-def _pool_line(family: str, model: str, pool: Mapping[str, Any]) -> str:
+def _pool_line(family: str, model: str, pool: PoolScores) -> str:
     shares = [each["own_share"] for each in pool["by_language"].values()]
     return (
         f"{family}  {model}  {len(shares)} languages in one pool,"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.encode import EncodedSet, encode_set
 from taskdistill.evaluate.protocol import Embedder
 from taskdistill.evaluate.set_data import SetData
-from taskdistill.evaluate.task_type import EvaluationTask, Score
+from taskdistill.evaluate.task_type import AnyTask, Score
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -29,9 +28,7 @@ class SetScore:
     cut: int = 0
 
 
-def evaluate_set(
-    embedder: Embedder, name: str, task: EvaluationTask[Any], data: SetData
-) -> SetScore:
+def evaluate_set(embedder: Embedder, name: str, task: AnyTask, data: SetData) -> SetScore:
     """Encode a set with a model and score it.
 
     Raises BadInput if the data are of another type, or the model returns what cannot be scored.
@@ -44,9 +41,7 @@ def evaluate_set(
     return evaluate_encoded(name, task, data, encode_set(embedder, task, data))
 
 
-def evaluate_encoded(
-    name: str, task: EvaluationTask[Any], data: SetData, encoded: EncodedSet
-) -> SetScore:
+def evaluate_encoded(name: str, task: AnyTask, data: SetData, encoded: EncodedSet) -> SetScore:
     """Score a set whose vectors are there."""
     start = time.perf_counter()
     score = task.score(data, encoded.sides)

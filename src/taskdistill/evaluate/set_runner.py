@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from taskdistill.evaluate.breakdowns import by_length, prompt_spread
 from taskdistill.evaluate.compression import compression_matrix
 from taskdistill.evaluate.encode import EncodedSet, ShareDone, encode_set
 from taskdistill.evaluate.protocol import Embedder, binary_offsets_of, int8_ranges_of
+from taskdistill.evaluate.records import Record
 from taskdistill.evaluate.result_cache import ResultCache
-from taskdistill.evaluate.results import Record, to_record
+from taskdistill.evaluate.results import to_record
 from taskdistill.evaluate.score import evaluate_encoded
 from taskdistill.evaluate.set_data import SetData
 from taskdistill.evaluate.task_type import EvalSet
@@ -110,7 +111,7 @@ class SetRunner:
         task, name = self.eval_set.task, self.eval_set.name
         score = evaluate_encoded(name, task, self.data, encoded)
         record = to_record(score)
-        record["lengths"] = [asdict(bucket) for bucket in by_length(task, self.data, score.score)]
+        record["lengths"] = [bucket.to_json() for bucket in by_length(task, self.data, score.score)]
         if self._compressed:
             dims = [encoded.dim, *(dim for dim in self.options.dims if dim < encoded.dim)]
             stored = int8_ranges_of(model, task.adapter)

@@ -10,6 +10,7 @@ from typing import Any
 
 from taskdistill.errors import BadInput, WorkFailed, did_you_mean
 from taskdistill.evaluate.mteb import MtebEncoder
+from taskdistill.evaluate.records import Suite, SuiteModel, SuiteTask
 from taskdistill.evaluate.results import aggregate, task_score
 
 RTEB_PUBLIC = (
@@ -100,21 +101,17 @@ def run_suite(
     *,
     progress: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> Suite:
     """Run models on the tasks of a benchmark through `mteb.evaluate`.
 
     Scores are stored in `folder/results/` as mteb does, by the revision of each model; a finished
     task is not run again. A task whose data cannot be had is left out and named. `progress`: called
     with pairs of model and task that are done, and their number. `note`: called with a line for
-    each score and each task that cannot be run. Returns `suite`, `tasks` (type and metric of each),
-    `models` (name to `revision`, `scores`, `splits` and `means`), `missing` (task to what kept its
-    data away) and the version of mteb. Raises BadInput if the data of no task can be had. Raises
+    each score and each task that cannot be run. Raises BadInput if the data of no task can be had,
     WorkFailed if mteb cannot score a task whose data is there.
     """
-    by_model: dict[str, dict[str, Any]] = {
-        name: {"revision": model.revision(), "scores": {}, "splits": {}}
-        for name, model in zip(names, models, strict=True)
-    }
+    scores: dict[str, dict[str, float]] = {name: {} for name in names}
+    splits: dict[str, dict[str, dict[str, dict[str, float]]]] = {name: {} for name in names}
     missing: dict[str, str] = {}
     done, total = 0, len(tasks) * len(models)
     for task in tasks:
@@ -123,10 +120,10 @@ def run_suite(
             if task_name not in missing:
                 result = _run_task(model, task, folder, missing)
                 if result is not None:
-                    by_model[name]["splits"][task_name] = result
-                    by_model[name]["scores"][task_name] = task_score(result)
+                    splits[name][task_name] = result
+                    scores[name][task_name] = task_score(result)
             if note is not None:
-                score = by_model[name]["scores"].get(task_name)
+                score = scores[name].get(task_name)
                 outcome = (
                     f"{100 * score:.2f}" if score is not None else f"left out: {missing[task_name]}"
                 )
@@ -143,9 +140,16 @@ def run_suite(
             "so connect this machine, or copy a filled cache (HF_HOME) to it"
         )
     types = {task.metadata.name: str(task.metadata.type) for task in tasks}
-    for each in by_model.values():
-        each["means"] = aggregate(each["scores"], types, TYPES)
-    described = {
+    by_model: dict[str, SuiteModel] = {
+        name: {
+            "revision": model.revision(),
+            "scores": scores[name],
+            "splits": splits[name],
+            "means": aggregate(scores[name], types, TYPES),
+        }
+        for name, model in zip(names, models, strict=True)
+    }
+    described: dict[str, SuiteTask] = {
         task.metadata.name: {"type": str(task.metadata.type), "metric": task.metadata.main_score}
         for task in tasks
     }

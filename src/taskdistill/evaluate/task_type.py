@@ -104,12 +104,16 @@ class EvaluationTask(ABC, Generic[D]):
         return EvalSet(f"{self.name}/{name}", self, split, files)
 
 
+AnyTask = EvaluationTask[Any]
+"""Of data that only the type itself knows: it scores what it has loaded."""
+
+
 @dataclass(frozen=True)
 class EvalSet:
     """One evaluation set: a name, its type, and its files; nothing is read before `load`."""
 
     name: str
-    task: EvaluationTask[Any]  # its data are known to the type alone
+    task: AnyTask
     split: str
     files: tuple[Path, ...]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from taskdistill.evaluate.datasets import TASK_TYPES
 from taskdistill.evaluate.languages import name_and_language
+from taskdistill.evaluate.records import Results
 from taskdistill.io.folders import versions
 from taskdistill.model.backbone import EMBEDDED
 from taskdistill.model.model import Model
@@ -23,7 +22,7 @@ EMBEDDED_LICENCE = "Apache-2.0"
 TRAIN = "taskdistill train recipe.yaml --out {run}"
 
 
-def run_card(run: RunContext, model: Model, results: Mapping[str, Any] | None) -> str:
+def run_card(run: RunContext, model: Model, results: Results | None) -> str:
     """Write the card of a run's model. `results`: scores, or None while there are none."""
     recipe = run.recipe
     base, base_licence = _base(recipe)
@@ -85,9 +84,10 @@ def _languages(run: RunContext) -> dict[str, list[str]]:
     return languages
 
 
-def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[CardScore]:
+def _scores(run: RunContext, model: Model, results: Results) -> list[CardScore]:
     """One row a set for the base, and one for the adapter of its task; the teacher beside."""
     records = results["scores"]
+    teacher = records.get(TEACHER, {})
     data = run.recipe.evaluation.root or run.recipe.data.root
     where = f"{run.out.name}-data" if data == "docstrings" else Path(data).name
     largest = (
@@ -106,6 +106,7 @@ def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[C
             record = records.get(shown, {}).get(name)
             if record is None or (task is not None and task not in model.module.tasks):
                 continue
+            low, high = record["interval"]
             again = (
                 f"taskdistill evaluate {run.out.name}/model --data {where} --set "
                 f"{name}{largest}{probe} --out scores"
@@ -116,8 +117,8 @@ def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[C
                     task=task,
                     metric=record["metric"],
                     score=record["score"],
-                    interval=tuple(record["interval"]),
-                    teacher=records.get(TEACHER, {}).get(name, {}).get("score"),
+                    interval=(low, high),
+                    teacher=teacher[name]["score"] if name in teacher else None,
                     language=name_and_language(name)[1] or None,
                     command=(
                         TRAIN.format(run=run.out.name)

@@ -14,6 +14,7 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.models.encoder import EncoderEmbedder, TeacherEmbedder
 from taskdistill.evaluate.protocol import Embedder
+from taskdistill.evaluate.records import Results
 from taskdistill.evaluate.runner import evaluate_models
 from taskdistill.evaluate.set_runner import EvalOptions
 from taskdistill.evaluate.task_type import EvalSet
@@ -27,13 +28,14 @@ from taskdistill.pipeline.profile import matrix_rate, where_time_went
 from taskdistill.pipeline.save_model import add_scores, calibration_texts
 from taskdistill.pipeline.setup import start_student
 from taskdistill.pipeline.student_vocab import with_student_vocab
-from taskdistill.recipe.recipe import dump_recipe
 from taskdistill.report.pages import (
     ADAPTERS,
     BASE,
     STATIC,
     TEACHER,
     UNTRAINED,
+    ModelSpeed,
+    RunMetrics,
     profile_table,
     write_page,
 )
@@ -92,7 +94,7 @@ def assess_run(run: RunContext, model: Model, static: Path | None) -> dict[str, 
     )
     run.timed("evaluation", start)
     stores = {id(store): store for store in run.stores.values()}.values()  # prompts may share one
-    metrics: dict[str, Any] = {
+    metrics: RunMetrics = {
         "name": run.recipe.name,
         "results": results,
         "speed": _speeds(run, encoders),
@@ -108,14 +110,14 @@ def assess_run(run: RunContext, model: Model, static: Path | None) -> dict[str, 
         "recipe": run.recipe.model_dump(mode="json"),
         "versions": versions(),
     }
-    write_page(run.out, metrics, dump_recipe(run.recipe))
+    write_page(run.out, metrics, run.recipe)
     add_scores(run, model, results)
     _show(run, "Results", results)
     columns, rows, lines = profile_table(metrics["time"])
     run.progress.table("Where the time went", columns, rows)
     for line in [*lines, f"memory: {metrics['peak_megabytes']:,.0f} MB at most"]:
         run.progress.note(line)
-    return metrics
+    return {**metrics}
 
 
 def _arithmetic(run: RunContext) -> torch.dtype:
@@ -167,7 +169,7 @@ def _options(run: RunContext) -> EvalOptions:
     )
 
 
-def _speeds(run: RunContext, encoders: dict[str, Encoder]) -> dict[str, dict[str, float | None]]:
+def _speeds(run: RunContext, encoders: dict[str, Encoder]) -> dict[str, ModelSpeed]:
     """Measure texts per second of each model."""
     texts = calibration_texts(run)[:SPEED_TEXTS]
     embeds: dict[str, Callable[[list[str]], Any]] = {}
@@ -202,7 +204,7 @@ def _speeds(run: RunContext, encoders: dict[str, Encoder]) -> dict[str, dict[str
     }
 
 
-def _show(run: RunContext, title: str, results: dict[str, Any]) -> None:
+def _show(run: RunContext, title: str, results: Results) -> None:
     """Show a table: one row a set, one column a model, scores times 100."""
     names = [model["name"] for model in results["models"]]
     rows = []
@@ -217,8 +219,8 @@ def _show(run: RunContext, title: str, results: dict[str, Any]) -> None:
         )
     run.progress.table(title, ["set", "metric", *names], rows)
     for name in names:
-        mean = results["retention"].get(name, {}).get("mean")
-        if mean is not None:
+        retention = results["retention"].get(name)
+        if retention and (mean := retention["mean"]) is not None:
             run.progress.note(
                 f"{name}: keeps {100 * mean:.1f} % of the teacher, mean over the sets"
             )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from taskdistill.device import CPU, synchronize
+from taskdistill.report.pages import Reached, TrainingTime
 from taskdistill.train.log import read_lines
 
 PARTS = (
@@ -73,7 +74,7 @@ def matrix_rate(
     return best
 
 
-def where_time_went(log: Path, rate: float) -> dict[str, Any]:
+def where_time_went(log: Path, rate: float) -> TrainingTime:
     """Sum a run's log over all the commands that worked on it.
 
     Returns `seconds` by part, `phases` with the seconds of their passes and the share of the rate
@@ -127,12 +128,10 @@ def _part(record: dict[str, Any]) -> str | None:
     return name if name in PARTS else None
 
 
-def _reached(spent: dict[str, float], rate: float) -> dict[str, float | None]:
-    return {
-        key: (
-            round(spent["work"] / spent[key] / rate, 3)
-            if spent[key] > 0 and spent["work"] > 0
-            else None
-        )
-        for key in ("passes", "steps")
-    }
+def _reached(spent: dict[str, float], rate: float) -> Reached:
+    def share(key: str) -> float | None:
+        if not (spent[key] > 0 and spent["work"] > 0):
+            return None
+        return round(spent["work"] / spent[key] / rate, 3)
+
+    return {"passes": share("passes"), "steps": share("steps")}

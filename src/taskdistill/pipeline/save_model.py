@@ -16,6 +16,7 @@ import numpy as np
 
 from taskdistill.data.rows import row_texts
 from taskdistill.encode.encoder import Encoder
+from taskdistill.evaluate.records import Results
 from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
 from taskdistill.model.model import Model, ModelSettings
@@ -174,7 +175,7 @@ def save_static(
     write_with_card(folder, model, card, inputs=resume_meta(run, "static"))
 
 
-def add_scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> None:
+def add_scores(run: RunContext, model: Model, results: Results) -> None:
     """Write RUN/model again with a card that holds its scores; weights and hash stay the same."""
     _write_run_model(run, model, run_card(run, model, results))
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from taskdistill.evaluate.records import ModelScore, Results, Suite
 from taskdistill.report.languages import language_section
 from taskdistill.report.tables import CellText, Section, Table, Value
 
 
-def breakdown_sections(results: Mapping[str, Any]) -> list[Section]:
+def breakdown_sections(results: Results) -> list[Section]:
     """Return the parts that there are numbers for."""
-    scores = results.get("scores", {})
+    scores = results["scores"]
     result = [_suite_section(suite) for suite in results.get("suites", ())]
     if languages := language_section(results):
         result.append(languages)
@@ -29,7 +29,7 @@ def breakdown_sections(results: Mapping[str, Any]) -> list[Section]:
     return result
 
 
-def _suite_section(suite: Mapping[str, Any]) -> Section:
+def _suite_section(suite: Suite) -> Section:
     models, tasks = suite["models"], suite["tasks"]
     types = list(
         dict.fromkeys(kind for each in models.values() for kind in each["means"]["by_type"])
@@ -71,7 +71,7 @@ def _suite_section(suite: Mapping[str, Any]) -> Section:
     )
 
 
-def _length_table(scores: Mapping[str, Mapping[str, Any]]) -> Table | None:
+def _length_table(scores: Mapping[str, Mapping[str, ModelScore]]) -> Table | None:
     rows: list[list[Value]] = []
     for name in _sets(scores, "lengths"):
         each = {
@@ -99,7 +99,7 @@ def _length_table(scores: Mapping[str, Mapping[str, Any]]) -> Table | None:
     )
 
 
-def _prompt_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+def _prompt_tables(scores: Mapping[str, Mapping[str, ModelScore]]) -> list[Table]:
     names = _sets(scores, "prompts")
     if not names:
         return []
@@ -107,7 +107,7 @@ def _prompt_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     for name in names:
         row: list[Value] = [name]
         for sets in scores.values():
-            values: Sequence[float] = list(sets.get(name, {}).get("prompts", {}).values())
+            values: Sequence[float] = list(_prompts(sets, name).values())
             row.append(
                 CellText(
                     f"{100 * np.median(values):.1f}",
@@ -120,10 +120,7 @@ def _prompt_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     tables = [Table("Median, and minimum to maximum", ["set", *scores], rows=rows)]
     prompts = list(
         dict.fromkeys(
-            prompt
-            for sets in scores.values()
-            for name in names
-            for prompt in sets.get(name, {}).get("prompts", {})
+            prompt for sets in scores.values() for name in names for prompt in _prompts(sets, name)
         )
     )
     means: list[list[Value]] = []
@@ -131,16 +128,18 @@ def _prompt_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
         result: list[Value] = [f"“{prompt}”" if prompt else "none"]
         for sets in scores.values():
             values = [
-                sets[name]["prompts"][prompt]
-                for name in names
-                if prompt in sets.get(name, {}).get("prompts", {})
+                sets[name]["prompts"][prompt] for name in names if prompt in _prompts(sets, name)
             ]
             result.append(float(np.mean(values)) if values else None)
         means.append(result)
     return [*tables, Table("By prompt, mean over the sets", ["prompt", *scores], rows=means)]
 
 
-def _sets(scores: Mapping[str, Mapping[str, Any]], field: str) -> list[str]:
+def _prompts(sets: Mapping[str, ModelScore], name: str) -> dict[str, float]:
+    return sets[name].get("prompts", {}) if name in sets else {}
+
+
+def _sets(scores: Mapping[str, Mapping[str, ModelScore]], field: str) -> list[str]:
     return list(
         dict.fromkeys(
             name for sets in scores.values() for name, record in sets.items() if record.get(field)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from taskdistill.evaluate.languages import (
     PooledScores,
     name_and_language,
 )
+from taskdistill.evaluate.records import ModelScore, Results
 from taskdistill.report.tables import Section, Table, Value
 
 
-def language_section(results: Mapping[str, Any]) -> Section | None:
+def language_section(results: Results) -> Section | None:
     """Make the part; None where no set has or is one of several languages."""
     tables = [*single_tables(results), *pool_tables(results)]
     if not tables:
@@ -27,13 +27,13 @@ def language_section(results: Mapping[str, Any]) -> Section | None:
     return Section("Languages", intro, tables)
 
 
-def single_tables(results: Mapping[str, Any]) -> list[Table]:
+def single_tables(results: Results) -> list[Table]:
     """Return the scores of each language by itself, a row a language and a column a model.
 
     There is a table for each set of several languages, and for each group of sets that differ in
     their language only.
     """
-    scores = results.get("scores", {})
+    scores = results["scores"]
     names = [each["name"] for each in results.get("sets", ())]
     result = []
     for title, cells in _groups(scores, names).items():
@@ -65,7 +65,7 @@ def single_tables(results: Mapping[str, Any]) -> list[Table]:
     return result
 
 
-def pool_tables(results: Mapping[str, Any]) -> list[Table]:
+def pool_tables(results: Results) -> list[Table]:
     """Return the tables of each pool and model: what searching several languages together gives."""
     result = []
     for model, by_family in results.get("pools", {}).items():
@@ -83,7 +83,7 @@ def pool_tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def _groups(
-    scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]
+    scores: Mapping[str, Mapping[str, ModelScore]], names: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Group scores by all but their language: group to model to language to score."""
     groups: dict[str, dict[str, dict[str, float]]] = {}

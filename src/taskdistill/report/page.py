@@ -9,12 +9,21 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from taskdistill.evaluate.records import Results, SeenSet
 from taskdistill.report import scores, tables
 from taskdistill.report.breakdowns import breakdown_sections
 from taskdistill.report.tables import Section, SourceRow, SpeedRow
 
 __all__ = ["Example", "ReportData", "Section", "render_report"]
 
+NO_RESULTS: Results = {
+    "reference": None,
+    "scores": {},
+    "means": {},
+    "retention": {},
+    "comparisons": [],
+    "verdicts": {},
+}
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -48,7 +57,7 @@ class ReportData:
     title: str
     summary: str = ""
     facts: Sequence[tuple[str, str]] = ()
-    results: Mapping[str, Any] = field(default_factory=dict)
+    results: Results = field(default_factory=lambda: NO_RESULTS)
     models: Mapping[str, str] = field(default_factory=dict)
     log: Sequence[Mapping[str, Any]] = ()
     speeds: Sequence[SpeedRow] = ()
@@ -56,7 +65,7 @@ class ReportData:
     times: Sequence[tuple[str, float]] = ()
     examples: Sequence[Example] = ()
     sections: Sequence[Section] = ()
-    seen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seen: Mapping[str, SeenSet] = field(default_factory=dict)
     settings: str = ""
     commands: Sequence[str] = ()
     warnings: Sequence[str] = ()

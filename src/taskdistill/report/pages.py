@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from taskdistill.evaluate.contamination import warnings_of
+from taskdistill.evaluate.records import Results
 from taskdistill.io.outputs import write_output
+from taskdistill.recipe.recipe import Recipe, dump_recipe
 from taskdistill.report.page import ReportData, render_report
 from taskdistill.report.tables import Section, SourceRow, SpeedRow, Table, duration
 from taskdistill.train.course import Course
@@ -30,9 +31,63 @@ ABOUT = {
 """The models of a run, by their names in its results."""
 
 
-def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
+class ModelSpeed(TypedDict):
+    """What a model of the run costs to use and to keep."""
+
+    texts_per_second: float
+    parameters: int | None
+    megabytes: float | None
+
+
+class Reached(TypedDict):
+    """Shares of the machine's matrix rate; None where nothing was multiplied."""
+
+    passes: float | None
+    """In forward and backward passes."""
+    steps: float | None
+    """Over whole steps."""
+
+
+class PhaseTime(Reached):
+    """Where the time of one phase went."""
+
+    step_seconds: float
+    gflop: float
+
+
+class TrainingTime(TypedDict):
+    """Where the time of training went."""
+
+    seconds: dict[str, float]
+    """By part."""
+    matrix_gflops: float
+    """What this machine multiplies, in GF/s."""
+    reached: Reached
+    phases: dict[str, PhaseTime]
+
+
+class RunMetrics(TypedDict):
+    """What metrics.json of a run holds."""
+
+    name: str
+    results: Results
+    speed: dict[str, ModelSpeed]
+    data: dict[str, Any]
+    """Source to the counts of its rows, see `data.rows.Counts`."""
+    facts: dict[str, Any]
+    """What else the run told of itself; `teacher_texts` always."""
+    course: dict[str, dict[str, Any]]
+    """Phase to its course, see `train.course.Course`."""
+    time: TrainingTime
+    seconds: dict[str, float]
+    peak_megabytes: float
+    recipe: dict[str, Any]
+    """With every default."""
+    versions: dict[str, str]
+
+
+def write_page(out: Path, metrics: RunMetrics, recipe: Recipe) -> None:
     """Write RUN/report.html from the same numbers as metrics.json."""
-    speed, recipe = metrics["speed"], metrics["recipe"]
     data = ReportData(
         title=metrics["name"],
         facts=_facts(metrics),
@@ -41,12 +96,12 @@ def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
         log=[record for _, record in read_lines(out / "log.jsonl") if "terms" in record],
         speeds=[
             SpeedRow(name, each["texts_per_second"], each["parameters"], each["megabytes"])
-            for name, each in speed.items()
+            for name, each in metrics["speed"].items()
         ],
         data=[
             SourceRow(
                 name=name,
-                kind=recipe["data"]["sources"][name]["kind"],
+                kind=recipe.data.sources[name].kind,
                 read=counts["read"],
                 used=counts["used"],
                 repaired=sum(counts["repaired"].values()),
@@ -56,22 +111,20 @@ def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
         ],
         times=list(metrics["seconds"].items()),
         sections=_training(metrics, out),
-        settings=recipe_text,
+        settings=dump_recipe(recipe),
         commands=[f"taskdistill train recipe.yaml --out {out.name}"],
-        warnings=_warnings(metrics),
+        warnings=_warnings(metrics, recipe),
         versions=metrics["versions"],
     )
     write_output(out / "report.html", render_report(data))
 
 
-def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(metrics: RunMetrics) -> list[tuple[str, str]]:
     facts = []
-    means = {name: share.get("mean") for name, share in metrics["results"]["retention"].items()}
-    best = max(
-        (name for name, mean in means.items() if mean), key=lambda name: means[name], default=None
-    )
-    if best is not None:
-        facts.append((f"{100 * means[best]:.1f} %", f"of the teacher kept by {best}"))
+    means = {name: each["mean"] for name, each in metrics["results"]["retention"].items()}
+    if known := {name: mean for name, mean in means.items() if mean}:
+        best = max(known, key=known.__getitem__)
+        facts.append((f"{100 * known[best]:.1f} %", f"of the teacher kept by {best}"))
     speed = metrics["speed"]
     if "teacher" in speed:
         student = speed.get("base") or speed["instant student"]
@@ -83,7 +136,7 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
+def _training(metrics: RunMetrics, out: Path) -> list[Section]:
     """Show where the steps' time went and the scores while training."""
     time, result = metrics["time"], []
     columns, rows, lines = profile_table(time)
@@ -136,7 +189,7 @@ def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
     return result
 
 
-def profile_table(profile: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+def profile_table(profile: TrainingTime) -> tuple[list[str], list[list[str]], list[str]]:
     """Lay out where the time of training went: columns, rows, and what is said beside them."""
     total = sum(profile["seconds"].values()) or 1.0
     rows = [
@@ -144,11 +197,11 @@ def profile_table(profile: dict[str, Any]) -> tuple[list[str], list[list[str]], 
         for part, seconds in profile["seconds"].items()
     ]
     lines = [f"this machine multiplies matrices at {profile['matrix_gflops']:,} GF/s"]
-    if profile["reached"]["passes"] is not None:
+    passes, steps = profile["reached"]["passes"], profile["reached"]["steps"]
+    if passes is not None and steps is not None:
         lines.append(
-            f"training reached {100 * profile['reached']['passes']:.0f} % of that in its forward"
-            " and backward passes, "
-            f"{100 * profile['reached']['steps']:.0f} % over whole steps"
+            f"training reached {100 * passes:.0f} % of that in its forward and backward passes, "
+            f"{100 * steps:.0f} % over whole steps"
         )
     return ["part", "seconds", "share"], rows, lines
 
@@ -157,21 +210,21 @@ def _percent(share: float | None) -> str | None:
     return None if share is None else f"{100 * share:.0f} %"
 
 
-def _warnings(metrics: Mapping[str, Any]) -> list[str]:
+def _warnings(metrics: RunMetrics, recipe: Recipe) -> list[str]:
     result = []
-    if metrics["recipe"]["teacher"]["instructions"] is None:
+    if recipe.teacher.instructions is None:
         result.append(
             "This teacher knows no instruction, so every text was embedded as it is, in every"
             " phase."
         )
-    for phase, course in metrics.get("course", {}).items():
+    for phase, course in metrics["course"].items():
         result += [
             line for line in Course(phase=phase, **course).lines() if line.startswith("warning: ")
         ]
     return result
 
 
-def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str]) -> None:
+def write_evaluation(out: Path, results: Results, commands: list[str]) -> None:
     """Write DIR/report.html of what `evaluate_models` returned, with suites and seen texts."""
     seen, warnings = results.get("seen", ()), list[str]()
     for each in seen:

@@ -9,7 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from taskdistill.evaluate.compression import CompressionResult
+from taskdistill.evaluate.contamination import seen_of
 from taskdistill.evaluate.datasets import TASK_TYPES, task_types
+from taskdistill.evaluate.records import Means, ModelScore, Results, Retention
 from taskdistill.evaluate.results import mean_matrix
 from taskdistill.report.plots import Series, dot_plot, line_chart
 from taskdistill.report.tables import CellText, Table, Value
@@ -43,9 +45,9 @@ def kind_title(kind: str) -> str:
     return TASK_TYPES[kind].title
 
 
-def summary_sentence(results: Mapping[str, Any]) -> str:
+def summary_sentence(results: Results) -> str:
     """Say what came out, where the caller has not; empty without results."""
-    scores = results.get("scores", {})
+    scores = results["scores"]
     if not scores:
         return ""
     sets = len({name for each in scores.values() for name in each})
@@ -62,9 +64,9 @@ def summary_sentence(results: Mapping[str, Any]) -> str:
     )
 
 
-def overview(results: Mapping[str, Any]) -> Table | None:
+def overview(results: Results) -> Table | None:
     """Return mean scores by task type, a row a model; None without results."""
-    means = results.get("means", {})
+    means = results["means"]
     kinds = _kinds(means)
     if not kinds:
         return None
@@ -82,7 +84,7 @@ def overview(results: Mapping[str, Any]) -> Table | None:
             )
             for k in kinds
         ]
-        retention = results["retention"].get(model, {}).get("mean")
+        retention = _retention(results, model)["mean"]
         reference = "100 %" if model == results["reference"] else "–"
         rows.append(
             [
@@ -98,9 +100,9 @@ def overview(results: Mapping[str, Any]) -> Table | None:
     return Table("", [*columns, f"kept of {results['reference']}"], rows=rows)
 
 
-def overview_chart(results: Mapping[str, Any]) -> Markup | None:
+def overview_chart(results: Results) -> Markup | None:
     """Draw mean scores by task type, a mark a model; None with nothing to compare."""
-    means = results.get("means", {})
+    means = results["means"]
     kinds = _kinds(means)
     if not kinds or not 2 <= len(means) <= 6:
         return None
@@ -126,12 +128,12 @@ def overview_chart(results: Mapping[str, Any]) -> Markup | None:
     return dot_plot(rows, list(means), label=label, x_label="mean score × 100")
 
 
-def score_tables(results: Mapping[str, Any]) -> list[Table]:
+def score_tables(results: Results) -> list[Table]:
     """Return one table a task type, in the order of types: a row a set, a column a model.
 
     Small numbers say how much of the reference each keeps.
     """
-    scores = results.get("scores", {})
+    scores = results["scores"]
     result = []
     for task in task_types():
         sets = list(
@@ -153,7 +155,7 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
                 CellText(name.split("/", 1)[1], small=f"n = {n:,}{_seen(results, name)}")
             ]
             for model, each in scores.items():
-                retention = results["retention"].get(model, {}).get("sets", {}).get(name)
+                retention = _retention(results, model)["sets"].get(name)
                 row.append(_score_cell(each.get(name), retention, best, len(values)))
             rows.append(row)
         if len(sets) > 1:
@@ -166,10 +168,10 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
     return result
 
 
-def significance_table(results: Mapping[str, Any]) -> Table | None:
+def significance_table(results: Results) -> Table | None:
     """Return differences to the reference with interval and p-value; None with one model."""
     rows: list[list[Value]] = []
-    for row in results.get("comparisons", ()):
+    for row in results["comparisons"]:
         value, low, high = (100 * x for x in row["difference"])
         significant = "yes" if row["p"] < 0.05 and (low > 0 or high < 0) else "no"
         rows.append(
@@ -193,24 +195,24 @@ def significance_table(results: Mapping[str, Any]) -> Table | None:
     return Table("", columns, rows=rows)
 
 
-def notes(results: Mapping[str, Any]) -> list[str]:
+def notes(results: Results) -> list[str]:
     """Return what was left out of sets, once each."""
     result = [
         f"{name}: {note}" if "this model" not in note else f"{name}, {model}: {note}"
-        for model, each in results.get("scores", {}).items()
+        for model, each in results["scores"].items()
         for name, record in each.items()
         for note in record["notes"]
     ]
     return list(dict.fromkeys(result))
 
 
-def compression(results: Mapping[str, Any]) -> list[CompressionSection]:
+def compression(results: Results) -> list[CompressionSection]:
     """Return what smaller vectors cost, a part a model; none where nothing was measured.
 
     Numbers are means over its retrieval sets or, without any, over all that were measured.
     """
     result = []
-    for model, records in results.get("scores", {}).items():
+    for model, records in results["scores"].items():
         if cells := mean_matrix(records):
             table, chart = _compression_table(cells), _compression_chart(model, cells)
             result.append(
@@ -237,7 +239,11 @@ def loss_charts(log: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
     ]
 
 
-def _kinds(means: Mapping[str, Any]) -> list[str]:
+def _retention(results: Results, model: str) -> Retention:
+    return results["retention"].get(model, {"sets": {}, "mean": None})
+
+
+def _kinds(means: Mapping[str, Means]) -> list[str]:
     present = {kind for each in means.values() for kind in each["by_type"]}
     return [task.name for task in task_types() if task.name in present]
 
@@ -247,7 +253,7 @@ def _is_best(value: float, best: float, count: int) -> bool:
 
 
 def _score_cell(
-    record: Mapping[str, Any] | None, retention: float | None, best: float, count: int
+    record: ModelScore | None, retention: float | None, best: float, count: int
 ) -> Value:
     if record is None:
         return None
@@ -259,17 +265,16 @@ def _score_cell(
     return CellText(f"{100 * record['score']:.1f}", small, _is_best(record["score"], best, count))
 
 
-def _seen(results: Mapping[str, Any], name: str) -> str:
+def _seen(results: Results, name: str) -> str:
     """Return a flag for a set of which something was seen in training."""
     details = ""
     for each in results.get("seen", ()):
-        counts = each["sets"].get(name, {})
-        if counts.get("exact") or counts.get("near"):
-            details = (
-                f" · {100 * (counts['exact'] + counts['near']) / counts['texts']:.0f} % of the"
-                " texts seen in training"
-            )
-        if counts.get("teacher"):
+        counts = each["sets"].get(name)
+        if counts is None:
+            continue
+        if seen := seen_of(counts):
+            details = f" · {100 * seen / counts['texts']:.0f} % of the texts seen in training"
+        if counts["teacher"]:
             details += " · seen by the teacher"
     return details
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 from markupsafe import Markup
+
+from taskdistill.evaluate.contamination import seen_of
+from taskdistill.evaluate.records import SeenSet
 
 
 @dataclass(frozen=True)
@@ -147,33 +149,25 @@ def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
     )
 
 
-def seen_table(seen: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Return how much of each evaluation set was seen in training; None without sets.
-
-    A set has counts of `texts`, `exact` and `near` (None where training texts are unknown), and
-    maybe `queries` with the same counts, and `teacher`: whether the teacher was trained on the
-    set, None if that is not declared.
-    """
+def seen_table(seen: Mapping[str, SeenSet]) -> Table | None:
+    """Return how much of each evaluation set was seen in training; None without sets."""
     if not seen:
         return None
-    columns = ["set", "texts", "seen word for word", "share 13 words in a row"]
-    queries = any(counts.get("queries") for counts in seen.values())
-    teacher = any("teacher" in counts for counts in seen.values())
+    has_queries = any("queries" in counts for counts in seen.values())
     rows: list[list[Value]] = []
     for name, counts in seen.items():
         row: list[Value] = [name, counts["texts"], counts["exact"], counts["near"]]
-        if queries:
-            query_counts = counts.get("queries") or {}
+        if has_queries:
+            queries = counts.get("queries")
             row.append(
-                f"{query_counts['exact'] + query_counts['near']:,} of {query_counts['texts']:,}"
-                if query_counts.get("exact") is not None
+                f"{seen_of(queries):,} of {queries['texts']:,}"
+                if queries and queries["exact"] is not None
                 else None
             )
-        if teacher:
-            row.append({True: "yes", False: "no", None: "not declared"}[counts.get("teacher")])
-        rows.append(row)
+        rows.append([*row, {True: "yes", False: "no", None: "not declared"}[counts["teacher"]]])
+    columns = ["set", "texts", "seen word for word", "share 13 words in a row"]
     return Table(
-        "", [*columns, *["queries seen"] * queries, *["teacher trained on it"] * teacher], rows=rows
+        "", [*columns, *["queries seen"] * has_queries, "teacher trained on it"], rows=rows
     )
 
 

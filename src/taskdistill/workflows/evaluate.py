@@ -18,6 +18,7 @@ from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.models.encoder import RunsHere
 from taskdistill.evaluate.models.external import ModelSpec, open_model
 from taskdistill.evaluate.protocol import Embedder
+from taskdistill.evaluate.records import Results, Suite
 from taskdistill.evaluate.runner import evaluate_models
 from taskdistill.evaluate.set_data import all_texts
 from taskdistill.evaluate.set_runner import EvalOptions
@@ -62,7 +63,7 @@ class EvaluateRequest:
 
 def evaluate(
     request: EvaluateRequest, progress: Progress, environment: Mapping[str, str]
-) -> dict[str, Any]:
+) -> Results:
     """Run an evaluation and write results.json and report.html.
 
     Args:
@@ -207,7 +208,7 @@ def _run_suite(
     models: Sequence[Embedder],
     request: EvaluateRequest,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Suite:
     """Run a benchmark with every model, at every dimension and precision that was asked for."""
     from taskdistill.evaluate.mteb import MtebEncoder
     from taskdistill.evaluate.suites import run_suite

@@ -10,6 +10,7 @@ import typer
 from taskdistill.cli.options import AUTO, Device, Dtype, EvalSets, JsonPath, MaxQueries, Quiet
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.evaluate.records import ModelScore, Results
 from taskdistill.types import Precision
 
 MODEL_HELP = (
@@ -185,7 +186,7 @@ def evaluate(
         copy_result(out / "results.json", json)
 
 
-def _show(terminal: Terminal, results: dict[str, Any]) -> None:
+def _show(terminal: Terminal, results: Results) -> None:
     from taskdistill.report.languages import pool_tables
     from taskdistill.report.scores import notes
 
@@ -208,7 +209,7 @@ def _show(terminal: Terminal, results: dict[str, Any]) -> None:
         terminal.line(f"{name}: {sentence}")
     for suite in results["suites"]:
         means = [
-            [name, *(f"{100 * each['means'][mean]:.2f}" for mean in ("sets", "types"))]
+            [name, _mean(each["means"]["sets"]), _mean(each["means"]["types"])]
             for name, each in suite["models"].items()
         ]
         terminal.table(
@@ -221,7 +222,11 @@ def _show(terminal: Terminal, results: dict[str, Any]) -> None:
         terminal.note(note)
 
 
-def _cell(score: dict[str, Any]) -> str:
+def _mean(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _cell(score: ModelScore) -> str:
     low, high = score["interval"]
     return f"{100 * score['score']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
