@@ -138,7 +138,13 @@ def encode(kind: str, source: str, out: str, *, threads: int) -> dict[str, float
         }
         module = TransformerModel(build_backbone(config), Pooling.MEAN)
     encoder = Encoder(
-        Model(module, tokenizer, ModelSettings(max_length=256), name=kind, source=Path()),
+        Model(
+            module=module,
+            tokenizer=tokenizer,
+            settings=ModelSettings(max_length=256),
+            name=kind,
+            source=Path(),
+        ),
         threads=threads,
     )
     encoder.encode(["warm", "up"])

@@ -242,7 +242,14 @@ def folders(tmp_path_factory):
     )
     settings = ModelSettings(max_length=64, matryoshka_dims=(8,))
     write_model(
-        root / "static", Model(table, model.tokenizer, settings, "static", root / "tokenizer")
+        root / "static",
+        Model(
+            module=table,
+            tokenizer=model.tokenizer,
+            settings=settings,
+            name="static",
+            source=root / "tokenizer",
+        ),
     )
     return root
 

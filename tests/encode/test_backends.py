@@ -173,9 +173,9 @@ def test_what_a_back_end_cannot_run_is_refused(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="unknown back end 'onnx'; did you mean 'onnxruntime'"):
         Encoder(model, backend="onnx")
     static = Model(
-        StaticModel(torch.randn(99, 8)),
-        model.tokenizer,
-        ModelSettings(max_length=64),
+        module=StaticModel(torch.randn(99, 8)),
+        tokenizer=model.tokenizer,
+        settings=ModelSettings(max_length=64),
         name="s",
         source=tmp_path,
     )
@@ -194,9 +194,9 @@ def test_auto_follows_the_table_and_never_rounds(tmp_path, monkeypatch):
     monkeypatch.setitem(backends.FASTEST, "bert", Backend.OPENVINO)
     assert backends.automatic(model) is Backend.OPENVINO
     static = Model(
-        StaticModel(torch.randn(99, 8)),
-        model.tokenizer,
-        ModelSettings(max_length=64),
+        module=StaticModel(torch.randn(99, 8)),
+        tokenizer=model.tokenizer,
+        settings=ModelSettings(max_length=64),
         name="s",
         source=tmp_path,
     )

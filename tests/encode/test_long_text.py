@@ -21,7 +21,7 @@ from taskdistill.errors import BadInput
 from taskdistill.model.backbone import build_backbone
 from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.model import Model, ModelSettings
-from taskdistill.model.packed import ATTENTION
+from taskdistill.model.packed_attention import ATTENTION
 from taskdistill.model.rope import rope_theta, set_rope_theta
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
@@ -45,9 +45,9 @@ def encoder_of(kind: str, tmp_path, *, max_length: int = 128) -> Encoder:
         tokenizer = TextTokenizer(tiny_tokenizer())
     return Encoder(
         Model(
-            module,
-            tokenizer,
-            ModelSettings(prompts=PROMPTS, max_length=max_length),
+            module=module,
+            tokenizer=tokenizer,
+            settings=ModelSettings(prompts=PROMPTS, max_length=max_length),
             name="t",
             source=tmp_path,
         ),
@@ -162,9 +162,9 @@ def test_theta_at_inference_is_rebuilt_on_load(tmp_path, family):
     module = TransformerModel(backbone, Pooling.LAST)
     trained = Encoder(
         Model(
-            module,
-            TextTokenizer(tiny_tokenizer()),
-            ModelSettings(max_length=128),
+            module=module,
+            tokenizer=TextTokenizer(tiny_tokenizer()),
+            settings=ModelSettings(max_length=128),
             name="t",
             source=tmp_path,
         ),
@@ -173,7 +173,13 @@ def test_theta_at_inference_is_rebuilt_on_load(tmp_path, family):
     settings_ = ModelSettings(max_length=128, matryoshka_dims=(32,), rope_theta=5_000.0)
     write_model(
         tmp_path / "model",
-        Model(module, TextTokenizer(tiny_tokenizer()), settings_, name="t", source=tmp_path),
+        Model(
+            module=module,
+            tokenizer=TextTokenizer(tiny_tokenizer()),
+            settings=settings_,
+            name="t",
+            source=tmp_path,
+        ),
     )
     read = read_model(tmp_path / "model")
     assert rope_theta(read.module.backbone) == 5_000.0
@@ -188,9 +194,9 @@ def test_theta_at_inference_is_rebuilt_on_load(tmp_path, family):
     settings_plain = ModelSettings(max_length=128)
     plain = Encoder(
         Model(
-            TransformerModel(fresh, Pooling.LAST),
-            TextTokenizer(tiny_tokenizer()),
-            settings_plain,
+            module=TransformerModel(fresh, Pooling.LAST),
+            tokenizer=TextTokenizer(tiny_tokenizer()),
+            settings=settings_plain,
             name="t",
             source=tmp_path,
         ),
@@ -229,9 +235,9 @@ def long_encoder(tokens: int, tmp_path) -> Encoder:
     backbone = Qwen3Model(config).eval()
     backbone.set_attn_implementation(ATTENTION)
     model = Model(
-        TransformerModel(backbone, Pooling.LAST),
-        TextTokenizer(tiny_tokenizer()),
-        ModelSettings(max_length=tokens),
+        module=TransformerModel(backbone, Pooling.LAST),
+        tokenizer=TextTokenizer(tiny_tokenizer()),
+        settings=ModelSettings(max_length=tokens),
         name="t",
         source=tmp_path,
     )

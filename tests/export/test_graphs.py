@@ -193,9 +193,9 @@ def static_folder(tmp_path):
     tokenizer = TextTokenizer(tiny_tokenizer(end=False), special=False)
     torch.manual_seed(0)
     model = Model(
-        StaticModel(torch.randn(300, 16)),
-        tokenizer,
-        ModelSettings(max_length=1000),
+        module=StaticModel(torch.randn(300, 16)),
+        tokenizer=tokenizer,
+        settings=ModelSettings(max_length=1000),
         name="s",
         source=tmp_path,
     )

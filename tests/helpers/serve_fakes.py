@@ -78,9 +78,9 @@ def tiny_model(source: Path = Path(), layers: int = 2) -> Model:
     module.select(None)
     settings = ModelSettings(prompts=dict(PROMPTS), max_length=MAX_LENGTH, matryoshka_dims=DIMS)
     model = Model(
-        module.eval(),
-        tiny_tokenizer(),
-        settings,
+        module=module.eval(),
+        tokenizer=tiny_tokenizer(),
+        settings=settings,
         name="tiny",
         source=source,
         adapter_configs=configs,

@@ -32,7 +32,9 @@ class FakeTeacher:
     embedding_dim = None
 
     def __init__(self, identity=None, dim=DIM):
-        self.identity = identity or TeacherIdentity("local", "fake/teacher", None, "weights", 256)
+        self.identity = identity or TeacherIdentity(
+            kind="local", model="fake/teacher", revision=None, weights="weights", max_length=256
+        )
         self.dim = dim
         self.seen = Counter()
 

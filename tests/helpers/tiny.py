@@ -27,7 +27,7 @@ from taskdistill.model.backbone import without_dropout
 from taskdistill.model.folder import write_model
 from taskdistill.model.lora import adapter_parameters, attach, lora_config
 from taskdistill.model.model import Model, ModelSettings
-from taskdistill.model.packed import ATTENTION
+from taskdistill.model.packed_attention import ATTENTION
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.recipe.recipe import Recipe, parse_recipe
@@ -204,7 +204,13 @@ def model(
         max_length=64,
         matryoshka_dims=(8, 16, 32),
     )
-    return Model(module, TextTokenizer(tokenizer(end=end)), settings, name="tiny", source=source)
+    return Model(
+        module=module,
+        tokenizer=TextTokenizer(tokenizer(end=end)),
+        settings=settings,
+        name="tiny",
+        source=source,
+    )
 
 
 def write_teacher(folder: Path, *, family: str = "bert", seed: int = 5) -> Path:

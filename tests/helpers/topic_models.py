@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel
 from taskdistill.encode.encoder import Encoder
 from taskdistill.model.backbone import without_dropout
 from taskdistill.model.folder import write_model
-from taskdistill.model.packed import ATTENTION
+from taskdistill.model.packed_attention import ATTENTION
 from taskdistill.model.student import TransformerModel
 from taskdistill.types import Pooling
 

@@ -34,7 +34,7 @@ from transformers import (
 from taskdistill.data.rows import LabeledText, Pair, ScoredPair, Text, make_dataset
 from taskdistill.model.backbone import without_dropout
 from taskdistill.model.lora import adapter_parameters
-from taskdistill.model.packed import ATTENTION
+from taskdistill.model.packed_attention import ATTENTION
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer

@@ -108,9 +108,9 @@ def test_a_static_model_is_read_as_it_was_written(tmp_path):
     rows = tiny.tokenizer().get_vocab_size()
     tokenizer = TextTokenizer(tiny.tokenizer(), special=False)
     model = Model(
-        StaticModel(torch.randn(rows, 8)),
-        tokenizer,
-        settings,
+        module=StaticModel(torch.randn(rows, 8)),
+        tokenizer=tokenizer,
+        settings=settings,
         name="table",
         source=tmp_path / "table",
     )

@@ -43,7 +43,13 @@ def sound(tmp_path_factory):
     )
     write_model(
         root / "ours",
-        Model(module, TextTokenizer(tiny_tokenizer()), settings, name="tiny", source=root),
+        Model(
+            module=module,
+            tokenizer=TextTokenizer(tiny_tokenizer()),
+            settings=settings,
+            name="tiny",
+            source=root,
+        ),
     )
     shutil.copytree(root / "ours", root / "plain")
     (root / "plain" / MANIFEST).unlink()

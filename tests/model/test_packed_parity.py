@@ -11,7 +11,8 @@ from helpers.tiny_jina import tiny_backbone
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 from taskdistill.model.lora import adapter_parameters, attach, lora_config
-from taskdistill.model.packed import ATTENTION, pack
+from taskdistill.model.packed import pack
+from taskdistill.model.packed_attention import ATTENTION
 from taskdistill.model.pooling import pool_padded
 from taskdistill.model.student import TransformerModel
 from taskdistill.types import Pooling

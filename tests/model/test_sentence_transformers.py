@@ -87,7 +87,11 @@ def test_the_static_folder_is_equal(tmp_path):
     write_model(
         tmp_path / "table",
         Model(
-            StaticModel(torch.randn(rows, 8)), tokenizer, settings, name="table", source=tmp_path
+            module=StaticModel(torch.randn(rows, 8)),
+            tokenizer=tokenizer,
+            settings=settings,
+            name="table",
+            source=tmp_path,
         ),
     )
     theirs = stock.SentenceTransformer(str(tmp_path / "table"), device="cpu")

@@ -16,9 +16,11 @@ from helpers import tiny_families as families
 from torch import Tensor, nn
 
 from taskdistill.errors import BadInput
-from taskdistill.model import packed
+from taskdistill.model import packed_attention as attention
 from taskdistill.model.backbone import build_backbone, without_dropout
-from taskdistill.model.packed import Band, FamilyMask, pack, packed_attention
+from taskdistill.model.band import Band, FamilyMask, band_mask
+from taskdistill.model.packed import pack
+from taskdistill.model.packed_attention import ATTENTION, packed_attention
 from taskdistill.model.student import TransformerModel
 from taskdistill.train.gradients import gradients
 from taskdistill.train.workers import WorkerPool
@@ -59,7 +61,7 @@ def made(request):
 @pytest.fixture(params=["blocks of 64", "blocks of 3"])
 def blocks(request, monkeypatch):
     if request.param == "blocks of 3":
-        monkeypatch.setitem(packed.BLOCK, "cpu", (3, 3))
+        monkeypatch.setitem(attention.BLOCK, "cpu", (3, 3))
 
 
 def scale(states: list[Tensor]) -> float:
@@ -85,7 +87,7 @@ def test_texts_about_as_long_as_a_window_or_a_few_of_them(made):
     ids = families.texts((*range(6, 12), *range(15, 19), 1, 2, 23, 24, 25, 33))
     with torch.no_grad():
         together, expected = families.together(made, ids), families.alone(made, ids)
-        made.set_attn_implementation(packed.ATTENTION)
+        made.set_attn_implementation(ATTENTION)
         single = [families.together(made, [text])[0] for text in ids]
     for other in (together, single):
         assert max(
@@ -224,15 +226,15 @@ def test_short_texts_run_without_mask_once_a_length(monkeypatch):
 
 
 def test_layers_and_texts_share_their_masks():
-    packed._band_mask.cache_clear()
+    band_mask.cache_clear()
     model = TransformerModel(families.backbone("modernbert"), Pooling.MEAN)
     with torch.no_grad():
         model.embed(families.texts((150, 149)))
-    assert packed._band_mask.cache_info().misses <= 6
+    assert band_mask.cache_info().misses <= 6
 
 
 def test_masks_made_while_encoding_serve_training():
-    packed._band_mask.cache_clear()
+    band_mask.cache_clear()
     model = TransformerModel(families.backbone("mistral"), Pooling.MEAN)
     with torch.inference_mode():
         model.embed(families.texts((150,)))
@@ -433,13 +435,13 @@ def kernel(monkeypatch) -> Iterator[list[tuple[int, int]]]:
             )
         return torch.cat(out).to(q.dtype)
 
-    monkeypatch.setattr(packed, "KERNEL_DEVICES", frozenset({"cpu"}))
+    monkeypatch.setattr(attention, "KERNEL_DEVICES", frozenset({"cpu"}))
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference)
 
     def fallback(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("the fallback ran")
 
-    monkeypatch.setattr(packed._Attend, "__call__", fallback)
+    monkeypatch.setattr(attention._Attend, "__call__", fallback)
     yield calls
 
 
@@ -480,19 +482,21 @@ def test_encoding_in_bfloat16_runs_on_the_kernel(family, kernel):
         expected = [
             part.mean(0) for part in families.alone(model.backbone, families.texts((24, 80, 5)))
         ]
-        model.backbone.set_attn_implementation(packed.ATTENTION)
+        model.backbone.set_attn_implementation(ATTENTION)
         found = model.to(torch.bfloat16).embed(families.texts((24, 80, 5)))
     assert len(kernel) == 4 and set(kernel) == KERNEL_FAMILIES[family]
     assert F.cosine_similarity(found.float(), torch.stack(expected)).min() >= 0.99
 
 
 def test_float32_and_dropout_stay_off_the_kernel(monkeypatch):
-    monkeypatch.setattr(packed, "KERNEL_DEVICES", frozenset({"cpu"}))
+    monkeypatch.setattr(attention, "KERNEL_DEVICES", frozenset({"cpu"}))
     half, single = torch.zeros(4, 2, 8, dtype=torch.bfloat16), torch.zeros(4, 2, 8)
-    assert packed.kernel_takes(half, half, 0.0)
-    assert not packed.kernel_takes(single, single, 0.0) and not packed.kernel_takes(half, half, 0.1)
+    assert attention.kernel_takes(half, half, 0.0)
+    assert not attention.kernel_takes(single, single, 0.0) and not attention.kernel_takes(
+        half, half, 0.1
+    )
     odd = torch.zeros(4, 2, 12, dtype=torch.bfloat16)
-    assert not packed.kernel_takes(odd, odd, 0.0) and not packed.kernel_takes(half, odd, 0.0)
+    assert not attention.kernel_takes(odd, odd, 0.0) and not attention.kernel_takes(half, odd, 0.0)
 
 
 def test_training_in_bfloat16_without_the_kernel_is_near_float32():

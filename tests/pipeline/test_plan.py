@@ -64,9 +64,17 @@ def test_the_known_architectures(model, parameters, matrix):
 
 
 def test_work_of_a_forward_pass():
-    assert ModelSize(0, 100, 2, 8, 16, causal=False).forward(10) == 2 * 100 * 10 + 4 * 16 * 10 * 10
     assert (
-        ModelSize(0, 100, 2, 8, 16, causal=True).forward(10) == 2 * 100 * 10 + 4 * 16 * 10 * 10 / 2
+        ModelSize(parameters=0, matrix=100, layers=2, width=8, attention=16, causal=False).forward(
+            10
+        )
+        == 2 * 100 * 10 + 4 * 16 * 10 * 10
+    )
+    assert (
+        ModelSize(parameters=0, matrix=100, layers=2, width=8, attention=16, causal=True).forward(
+            10
+        )
+        == 2 * 100 * 10 + 4 * 16 * 10 * 10 / 2
     )
 
 

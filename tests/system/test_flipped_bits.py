@@ -171,7 +171,13 @@ def static(home: Path) -> Path:
     settings = ModelSettings(max_length=1_000_000, matryoshka_dims=(8, 32))
     return with_golden(
         home / "static",
-        Model(StaticModel(torch.randn(len(tokenizer), 32)).eval(), tokenizer, settings, "s", home),
+        Model(
+            module=StaticModel(torch.randn(len(tokenizer), 32)).eval(),
+            tokenizer=tokenizer,
+            settings=settings,
+            name="s",
+            source=home,
+        ),
     )
 
 

@@ -90,9 +90,9 @@ def test_an_export_refuses_a_model_that_left_its_space(folder, tmp_path):
 def test_a_back_end_that_cannot_run_a_model_is_said_and_no_fault(tmp_path, capsys):
     rows = tiny.tokenizer().get_vocab_size()
     made = Model(
-        StaticModel(torch.randn(rows, 8)).eval(),
-        TextTokenizer(tiny.tokenizer(), special=False),
-        ModelSettings(max_length=1000, matryoshka_dims=(8,)),
+        module=StaticModel(torch.randn(rows, 8)).eval(),
+        tokenizer=TextTokenizer(tiny.tokenizer(), special=False),
+        settings=ModelSettings(max_length=1000, matryoshka_dims=(8,)),
         name="table",
         source=tmp_path / "table",
     )

@@ -334,13 +334,13 @@ def test_progress_ends_at_the_number_of_missing_texts(tmp_path, monkeypatch):
 def test_a_model_that_changed_behind_its_name_is_refused(tmp_path):
     class Nameless(FakeTeacher):
         def __init__(self, sign):
-            super().__init__(TeacherIdentity("http", "served"))
+            super().__init__(TeacherIdentity(kind="http", model="served"))
             self.sign = sign
 
         def embed(self, texts):
             return self.sign * super().embed(texts)
 
-    store = open_store(tmp_path, TeacherIdentity("http", "served"), None)
+    store = open_store(tmp_path, TeacherIdentity(kind="http", model="served"), None)
     fill_store(store, ["a"], Nameless(1))
     fill_store(store, ["a", "b"], Nameless(1))
     with pytest.raises(BadInput, match=r"the cosine for text 'a' is -1.000; .*teacher.revision"):

@@ -31,8 +31,8 @@ def server():
 @pytest.fixture
 def teacher(server):
     return HttpTeacher(
-        server.url,
-        "served",
+        url=server.url,
+        model="served",
         api_key="secret-key",
         timeout=5.0,
         attempts=4,
@@ -59,7 +59,10 @@ def test_it_asks_in_the_openai_shape_and_returns_unit_rows(server, teacher):
             "Bearer secret-key",
         )
     ]
-    assert teacher.identity == TeacherIdentity("http", "served") and teacher.embedding_dim == 8
+    assert (
+        teacher.identity == TeacherIdentity(kind="http", model="served")
+        and teacher.embedding_dim == 8
+    )
     assert "secret-key" not in repr(teacher)
     assert teacher.embed([]).shape == (0, 8) and len(server.requests) == 1
 
@@ -118,7 +121,7 @@ def test_a_timeout_is_retried(server, teacher):
         time.sleep(0.5)
         return good(texts)
 
-    teacher = HttpTeacher(server.url, "served", timeout=0.15, backoff=0.01)
+    teacher = HttpTeacher(url=server.url, model="served", timeout=0.15, backoff=0.01)
     server.plan = [slow]
     assert same(teacher.embed(["a"]), ["a"]) and len(server.requests) == 2
 
@@ -162,7 +165,7 @@ def test_no_server_is_a_failure_of_the_work(server):
     url = server.url
     server.server_close()
     with pytest.raises(WorkFailed, match=r"failed 2 times: no connection"):
-        HttpTeacher(url, "served", attempts=2, backoff=0.01).embed(["a"])
+        HttpTeacher(url=url, model="served", attempts=2, backoff=0.01).embed(["a"])
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_the_recipe_makes_it(server):
         embedding_dim=8,
     )
     teacher = make_teacher(settings, api_key="secret-key")
-    assert teacher.identity == TeacherIdentity("http", "served", "r1") and same(
+    assert teacher.identity == TeacherIdentity(kind="http", model="served", revision="r1") and same(
         teacher.embed(["a"]), ["a"]
     )
     with pytest.raises(
@@ -241,7 +244,9 @@ def lied(tmp_path, server, lie, first, count, texts, known=()):
     """Fill a store from a server that lies for a while; returns the texts that were stored and the
     error, if there was one.
     """
-    teacher = HttpTeacher(server.url, "served", timeout=5.0, attempts=2, backoff=0.01, parallel=1)
+    teacher = HttpTeacher(
+        url=server.url, model="served", timeout=5.0, attempts=2, backoff=0.01, parallel=1
+    )
     store = open_store(tmp_path, teacher.identity, None)
     if known:
         fill_store(store, known, teacher)
@@ -289,7 +294,7 @@ def test_a_plausible_lie_from_anywhere_on_is_not_stored(tmp_path, server, lie, k
         ):  # texts of one length are sorted already
             assert isinstance(said, str), (lie, first, count)
         assert fill_store(
-            store, texts, HttpTeacher(server.url, "served", parallel=1)
+            store, texts, HttpTeacher(url=server.url, model="served", parallel=1)
         ).embedded + len(store) >= len(texts)
         assert np.array_equal(store.get(texts), stored(texts))
         server.requests.clear()
@@ -328,7 +333,7 @@ def test_what_asking_again_costs(tmp_path, server, teacher):
 def test_an_endpoint_that_fails_before_it_can_be_asked_again_loses_the_last_piece_only(
     tmp_path, server
 ):
-    teacher = HttpTeacher(server.url, "served", attempts=2, backoff=0.01, parallel=1)
+    teacher = HttpTeacher(url=server.url, model="served", attempts=2, backoff=0.01, parallel=1)
     server.behave = lambda number: good if number < 9 else status(500)
     store = open_store(tmp_path, teacher.identity, None)
     with pytest.raises(WorkFailed, match="248 of 700 texts are safe"):
@@ -395,7 +400,7 @@ def test_different_texts_with_one_vector_are_refused_whatever_the_teacher(tmp_pa
 )
 def test_a_reply_of_any_kind_is_one_line(server, reply):
     server.behave = lambda number: lambda texts: (200, reply.encode("latin-1"))
-    teacher = HttpTeacher(server.url, "served", attempts=2, backoff=0.001, parallel=1)
+    teacher = HttpTeacher(url=server.url, model="served", attempts=2, backoff=0.001, parallel=1)
     with pytest.raises(WorkFailed, match="failed 2 times: the reply") as error:
         teacher.embed(["a"])
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
@@ -411,7 +416,7 @@ def test_numbers_beyond_float32_go_to_the_quarantine(tmp_path, server, teacher):
 def test_a_reply_that_drips_ends_at_the_deadline(server, part):
     server.at_once, server.pause = 1, 0.05
     server.slow_head = part == "head"
-    teacher = HttpTeacher(server.url, "served", timeout=0.4, attempts=1, parallel=1)
+    teacher = HttpTeacher(url=server.url, model="served", timeout=0.4, attempts=1, parallel=1)
     started = time.monotonic()
     with pytest.raises(WorkFailed, match=r"no whole reply within 0\.4 s"):
         teacher.embed(["a"])
@@ -424,7 +429,7 @@ def test_a_reply_without_end_is_cut(server, monkeypatch):
     monkeypatch.setattr("taskdistill.teacher.http.LARGEST_REPLY", 10_000)
     server.behave = lambda number: lambda texts: (200, b" " * 1_000_000)
     with pytest.raises(WorkFailed, match="larger than"):
-        HttpTeacher(server.url, "served", attempts=1).embed(["a"])
+        HttpTeacher(url=server.url, model="served", attempts=1).embed(["a"])
 
 
 @pytest.mark.parametrize(
@@ -444,6 +449,6 @@ def test_a_reply_without_end_is_cut(server, monkeypatch):
 )
 def test_an_endpoint_cannot_ask_to_be_asked_at_once(server, asked):
     server.plan = [status(429, Retry_After=asked)] * 3
-    HttpTeacher(server.url, "served", attempts=4, backoff=0.1, parallel=1).embed(["a"])
+    HttpTeacher(url=server.url, model="served", attempts=4, backoff=0.1, parallel=1).embed(["a"])
     waits = np.diff(server.times)
     assert (waits >= [0.05, 0.1, 0.2]).all()

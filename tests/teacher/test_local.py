@@ -50,7 +50,10 @@ def test_it_reads_texts_without_any_prompt_of_the_model():
     assert np.array_equal(teacher.embed(["a", "b"]).astype(np.float16), stored(["a", "b"]))
     assert encoder.calls == [(None, "", 64)]
     assert (
-        teacher.identity == TeacherIdentity("local", "owner/model", "r", "abc", 64)
+        teacher.identity
+        == TeacherIdentity(
+            kind="local", model="owner/model", revision="r", weights="abc", max_length=64
+        )
         and teacher.embedding_dim == 8
     )
 
@@ -110,11 +113,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     write_model(
         root / "static",
         Model(
-            table,
-            adapted.tokenizer,
-            ModelSettings(max_length=90, matryoshka_dims=(8,)),
-            "static",
-            root / "tokenizer",
+            module=table,
+            tokenizer=adapted.tokenizer,
+            settings=ModelSettings(max_length=90, matryoshka_dims=(8,)),
+            name="static",
+            source=root / "tokenizer",
         ),
     )
     found["static"] = root / "static"

@@ -234,4 +234,7 @@ def test_unit_rows_leaves_bad_rows_for_the_quarantine():
 def test_folder_names_are_safe():
     assert slug("Qwen/Qwen3-Embedding-0.6B") == "Qwen-Qwen3-Embedding-0.6B"
     assert slug("../..") == "teacher" and slug("模型") == "teacher" and len(slug("a" * 500)) == 60
-    assert vector("a").shape == (8,) and TeacherIdentity("local", "m").fields()["weights"] is None
+    assert (
+        vector("a").shape == (8,)
+        and TeacherIdentity(kind="local", model="m").fields()["weights"] is None
+    )

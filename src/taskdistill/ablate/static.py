@@ -91,7 +91,13 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
         max_length=recipe.student.max_length,
         matryoshka_dims=matryoshka_dims(recipe.student.matryoshka_dims, width),
     )
-    return Model(StaticModel(table).eval(), tokenizer, settings, name=recipe.name, source=source)
+    return Model(
+        module=StaticModel(table).eval(),
+        tokenizer=tokenizer,
+        settings=settings,
+        name=recipe.name,
+        source=source,
+    )
 
 
 class CachedTokenizer(TextTokenizer):

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
 from taskdistill.errors import BadInput
-from taskdistill.model.packed import ATTENTION, can_pack
+from taskdistill.model.packed_attention import ATTENTION, can_pack
 
 
 def _names(text: str) -> frozenset[str]:

@@ -210,7 +210,9 @@ def _read_sentence_transformers(folder: Path, trust_remote_code: bool) -> Model:
     settings = replace(
         settings, prompts=named_prompts(folder), matryoshka_dims=(module.embedding_dim,)
     )
-    return Model(module, tokenizer, settings, name=folder.name, source=folder)
+    return Model(
+        module=module, tokenizer=tokenizer, settings=settings, name=folder.name, source=folder
+    )
 
 
 def _read_jina(folder: Path) -> Model:
@@ -225,9 +227,9 @@ def _read_jina(folder: Path) -> Model:
         task_required=bool(read.adapter_configs),
     )
     return Model(
-        read.module,
-        tokenizer,
-        settings,
+        module=read.module,
+        tokenizer=tokenizer,
+        settings=settings,
         name=folder.name,
         source=folder,
         adapter_configs=read.adapter_configs,

@@ -14,7 +14,7 @@ from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """What a model folder says beside its weights."""
 
@@ -48,7 +48,7 @@ class ModelSettings:
     """
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Model:
     """A model in memory with its tokenizer and settings."""
 

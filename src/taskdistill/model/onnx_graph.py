@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from taskdistill.errors import BadInput
 from taskdistill.model.families import heeds_padding
 from taskdistill.model.model import Model
-from taskdistill.model.packed import ATTENTION
+from taskdistill.model.packed_attention import ATTENTION
 from taskdistill.model.pooling import pool_padded
 from taskdistill.model.student import StaticModel, TransformerModel
 

@@ -24,7 +24,8 @@ from taskdistill.model.families import (
     tolerance_of,
 )
 from taskdistill.model.lora import set_active_adapter
-from taskdistill.model.packed import ATTENTION, PackedBatch, pack
+from taskdistill.model.packed import PackedBatch, pack
+from taskdistill.model.packed_attention import ATTENTION
 from taskdistill.model.pooling import pool
 from taskdistill.types import Pooling
 

@@ -49,7 +49,7 @@ STATE_BYTES = 16
 """Bytes a trained weight: itself, its gradient and AdamW's two moments, all in float32."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSize:
     """What decides the cost of a backbone."""
 
@@ -82,12 +82,12 @@ def size_of(backbone: PreTrainedModel) -> ModelSize:
     )
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelSize(
-        sum(p.numel() for p in backbone.parameters()),
-        matrix,
-        len(layers),
-        config.hidden_size,
-        len(layers) * config.num_attention_heads * head,
-        config.model_type in ("qwen3", "llama", "mistral")
+        parameters=sum(p.numel() for p in backbone.parameters()),
+        matrix=matrix,
+        layers=len(layers),
+        width=config.hidden_size,
+        attention=len(layers) * config.num_attention_heads * head,
+        causal=config.model_type in ("qwen3", "llama", "mistral")
         and getattr(config, "is_causal", True) is not False,
     )
 

@@ -163,7 +163,9 @@ def save_static(
         teacher=_teacher_facts(run),
     )
     name = run.recipe.name if run.recipe.stage1 is None else f"{run.recipe.name}-static"
-    model = Model(table.eval(), tokenizer, settings, name=name, source=folder)
+    model = Model(
+        module=table.eval(), tokenizer=tokenizer, settings=settings, name=name, source=folder
+    )
     fitted = fit_calibration(
         Encoder(model, threads=1),
         texts[:CALIBRATION_TEXTS],

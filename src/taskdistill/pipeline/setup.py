@@ -218,7 +218,9 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
         matryoshka_dims=dims,
         rope_theta=rope_theta(backbone),
     )
-    return Model(module.eval(), tokenizer, facts, name=recipe.name, source=named)
+    return Model(
+        module=module.eval(), tokenizer=tokenizer, settings=facts, name=recipe.name, source=named
+    )
 
 
 def matryoshka_dims(dims: list[int], width: int) -> tuple[int, ...]:

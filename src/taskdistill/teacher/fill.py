@@ -45,7 +45,7 @@ more.
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeacherFillReport:
     """What a fill did: `distinct == found + embedded + len(quarantined)`."""
 
@@ -78,7 +78,7 @@ def fill_store(
     keys = text_keys(texts)
     distinct = first_seen(keys)
     if (store.locate_keys(keys[distinct]) >= 0).all():
-        return TeacherFillReport(len(texts), len(distinct), len(distinct))
+        return TeacherFillReport(asked=len(texts), distinct=len(distinct), found=len(distinct))
     check_place(store.folder)
     check_writable(store.folder.parent, purpose=store.lock_path)
     check_writable(store.folder, store.folder / "shards")
@@ -92,7 +92,14 @@ def fill_store(
             store, teacher, [texts[i] for i in known[:1]], [texts[i] for i in requested]
         )
         filling = _Filling(
-            store, teacher, texts, keys, len(distinct), len(requested), progress, recheck
+            store=store,
+            teacher=teacher,
+            texts=texts,
+            keys=keys,
+            distinct=len(distinct),
+            total=len(requested),
+            progress=progress,
+            recheck=recheck,
         )
         try:
             for start in range(0, len(requested), shard_rows):
@@ -103,17 +110,17 @@ def fill_store(
     if asked_again:
         notes.append(f"{asked_again:,} texts asked for a second time, to compare the answers")
     return TeacherFillReport(
-        len(texts),
-        len(distinct),
-        len(distinct) - len(requested),
-        filling.stored,
-        filling.quarantined,
-        notes,
-        asked_again,
+        asked=len(texts),
+        distinct=len(distinct),
+        found=len(distinct) - len(requested),
+        embedded=filling.stored,
+        quarantined=filling.quarantined,
+        notes=notes,
+        asked_again=asked_again,
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Filling:
     store: TeacherStore
     teacher: Teacher

@@ -55,7 +55,7 @@ class _Retryable(Exception):
         self.wait = wait
 
 
-@dataclass
+@dataclass(kw_only=True)
 class HttpTeacher:
     """POST {url}/embeddings; a repeated request costs money but changes nothing.
 
@@ -91,7 +91,7 @@ class HttpTeacher:
     @property
     def identity(self) -> TeacherIdentity:
         """Who answers: the model's name and revision."""
-        return TeacherIdentity("http", self.model, self.revision)
+        return TeacherIdentity(kind="http", model=self.model, revision=self.revision)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts that already carry their instruction.

@@ -193,7 +193,14 @@ def local_identity(
     `revision`: Hub revision, if any. `max_length`: tokens of one text that it reads.
     """
     arithmetic = None if dtype is torch.float32 else dtype_name(dtype)
-    return TeacherIdentity("local", model, revision, weights, max_length, arithmetic)
+    return TeacherIdentity(
+        kind="local",
+        model=model,
+        revision=revision,
+        weights=weights,
+        max_length=max_length,
+        arithmetic=arithmetic,
+    )
 
 
 def load_local(

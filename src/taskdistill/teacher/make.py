@@ -68,7 +68,11 @@ def _make(
                 " not set; put the key there"
             )
         return HttpTeacher(
-            str(settings.url), settings.model, settings.revision, settings.embedding_dim, api_key
+            url=str(settings.url),
+            model=settings.model,
+            revision=settings.revision,
+            embedding_dim=settings.embedding_dim,
+            api_key=api_key,
         )
     if settings.kind == "precomputed":
         from taskdistill.teacher.precomputed import PrecomputedTeacher

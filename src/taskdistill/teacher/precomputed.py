@@ -71,7 +71,10 @@ class PrecomputedTeacher:
         return cls(
             path,
             TeacherIdentity(
-                "precomputed", path.resolve().name, revision, _fingerprint(keys, vectors)
+                kind="precomputed",
+                model=path.resolve().name,
+                revision=revision,
+                weights=_fingerprint(keys, vectors),
             ),
             vectors,
             KeyIndex(keys),

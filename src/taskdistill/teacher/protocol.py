@@ -27,7 +27,7 @@ FLOAT32: dict[str, Any] = {"arithmetic": None}
 """What a store says, or says by leaving it out, of a teacher that computes in float32."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeacherIdentity:
     """Everything about a teacher that changes its vectors; two equal identities share one store."""
 

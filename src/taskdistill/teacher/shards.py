@@ -28,7 +28,7 @@ _MADE = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shard:
     """Where a complete shard lies and what its JSON file says of it."""
 
@@ -150,7 +150,14 @@ def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors, store: 
         part: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for part, data in parts.items()
     }
-    shard = Shard(folder, number, len(keys), vectors.shape[1], files, store)
+    shard = Shard(
+        folder=folder,
+        number=number,
+        rows=len(keys),
+        embedding_dim=vectors.shape[1],
+        files=files,
+        store=store,
+    )
     for part, data in parts.items():
         write_file(shard._path(part), data)
     fields = {
@@ -185,7 +192,14 @@ def read_shard(path: Path) -> Shard:
         ) from None
     if number != int(path.stem):
         raise broken(path.parent, path.stem, f"{path.name} says that it is shard {number}")
-    return Shard(path.parent, number, rows, dim, files, raw.get("store"))
+    return Shard(
+        folder=path.parent,
+        number=number,
+        rows=rows,
+        embedding_dim=dim,
+        files=files,
+        store=raw.get("store"),
+    )
 
 
 def shard_files(folder: Path) -> list[Path]:

@@ -102,7 +102,9 @@ class EmbedderTeacher:
 
     def __init__(self, model: Embedder) -> None:
         self.model = model
-        self.identity = TeacherIdentity("model", model.name, None, model.fingerprint())
+        self.identity = TeacherIdentity(
+            kind="model", model=model.name, revision=None, weights=model.fingerprint()
+        )
         self.embedding_dim: int | None = None
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -338,7 +340,13 @@ class _StudentMaker:
         progress.stage(f"{model.name}{STUDENT}: {settings.steps} steps")
         self._train(phase, table, tokenizer, folder.parent)
         model_settings = ModelSettings(max_length=1_000_000, matryoshka_dims=(table.embedding_dim,))
-        student = Model(table.eval(), tokenizer, model_settings, folder.name, folder)
+        student = Model(
+            module=table.eval(),
+            tokenizer=tokenizer,
+            settings=model_settings,
+            name=folder.name,
+            source=folder,
+        )
         write_model(folder, student, inputs=inputs, replace_existing=True)
         return folder
 

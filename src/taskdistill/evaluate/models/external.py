@@ -132,7 +132,10 @@ def open_model(
                     f" key of {spec.place} there"
                 )
         teacher = HttpTeacher(
-            spec.place, spec.options["model"], spec.options.get("revision"), api_key=key
+            url=spec.place,
+            model=spec.options["model"],
+            revision=spec.options.get("revision"),
+            api_key=key,
         )
         return EndpointEmbedder(
             name=spec.name,
