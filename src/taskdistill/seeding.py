@@ -29,6 +29,16 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+def hash_64(text: str) -> int:
+    """Return the first 64 bits of a text's SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def hash_unit(text: str) -> float:
+    """Return a number in [0, 1) that depends on the text alone."""
+    return hash_64(text) / 2.0**64
+
+
 def derive_seed(seed: int, number: int, stride: int) -> int:
     """Return the seed of one of many things that share a seed.
 
@@ -46,7 +56,7 @@ def torch_seed(seed: int) -> int:
     """
     if check_seed(seed) < READ_BITS:
         return seed
-    return int.from_bytes(hashlib.sha256(f"seed {seed}".encode()).digest()[:8], "big") % DERIVED
+    return hash_64(f"seed {seed}") % DERIVED
 
 
 def later_seed(seed: int, distance: int) -> int:

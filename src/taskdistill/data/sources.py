@@ -4,7 +4,6 @@ and counted.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from taskdistill.errors import BadInput, RowError, did_you_mean
 from taskdistill.io.folders import check_listed
 from taskdistill.io.records import ALL_SUFFIXES, SUFFIXES, ReadStats, Record, read_hub, read_records
 from taskdistill.recipe.data import SourceConfig
+from taskdistill.seeding import hash_64
 from taskdistill.types import RowKind
 
 HUB = "hub:"
@@ -269,6 +269,6 @@ def _draw(rows: list[Any], limit: int | None, seed: int, name: str) -> list[Any]
         return rows
     import numpy as np
 
-    key = int.from_bytes(hashlib.sha256(f"{seed}:{name}:limit".encode()).digest()[:8], "big")
+    key = hash_64(f"{seed}:{name}:limit")
     chosen = np.random.default_rng(key).permutation(len(rows))[:limit]
     return [rows[i] for i in sorted(chosen.tolist())]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import os
 import sys
 import sysconfig
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskdistill.demo.prose import prose
+from taskdistill.seeding import hash_unit
 
 MAX_BYTES = 1 << 20
 """Larger files are tables or generated code."""
@@ -222,11 +222,3 @@ def _definitions(
             yield node
         elif isinstance(node, ast.If | ast.Try):
             yield from _definitions([*node.body, *node.orelse])
-
-
-def hash_unit(text: str) -> float:
-    """Return a number in [0, 1) that depends on the text alone.
-
-    Returns the first 52 bits of its SHA-256 as a fraction.
-    """
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2.0**64

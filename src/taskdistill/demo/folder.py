@@ -13,7 +13,7 @@ from typing import Any
 
 from taskdistill.data.dedup import exact_key, repeats_within
 from taskdistill.data.order import generator
-from taskdistill.demo.docstrings import Doc, hash_unit, scan, search_folders
+from taskdistill.demo.docstrings import Doc, scan, search_folders
 from taskdistill.demo.prose import MAX_BODY
 from taskdistill.demo.rows import (
     NAME_SHARE_EVALUATION,
@@ -28,6 +28,7 @@ from taskdistill.demo.split import DocSplit, split_docs
 from taskdistill.errors import BadInput
 from taskdistill.io.atomic import check_free
 from taskdistill.io.folders import write_folder
+from taskdistill.seeding import hash_unit
 
 QUERIES = 1200
 DEV_QUERIES = 300

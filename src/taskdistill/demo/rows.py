@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from taskdistill.data.dedup import exact_key, repeats_within
 from taskdistill.data.rows import LabeledText, Pair, ScoredPair, Text
-from taskdistill.demo.docstrings import Doc, hash_unit
+from taskdistill.demo.docstrings import Doc
 from taskdistill.demo.prose import cut
+from taskdistill.seeding import hash_unit
 
 SHORT = 300
 """Characters of the short form of a docstring, for matching, labels and grades."""

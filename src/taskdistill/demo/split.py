@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from taskdistill.data.dedup import exact_key, repeats_within, share_of_runs, word_runs, words_of
-from taskdistill.demo.docstrings import Doc, hash_unit
+from taskdistill.demo.docstrings import Doc
+from taskdistill.seeding import hash_unit
 
 TEST_SHARE = 1 / 6
 DEV_SHARE = 1 / 20

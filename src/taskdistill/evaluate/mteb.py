@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -17,6 +15,7 @@ from taskdistill.evaluate.compression import decoded
 from taskdistill.evaluate.datasets import task_types
 from taskdistill.evaluate.encode import check_vectors, encode_texts
 from taskdistill.evaluate.protocol import Embedder, int8_ranges_of
+from taskdistill.io.sealed import hash_json
 from taskdistill.quantization import Int8Ranges, bytes_per_vector, normalize, truncate
 from taskdistill.tasks import Role, Task
 from taskdistill.types import Precision
@@ -102,7 +101,7 @@ class MtebEncoder:
             self.precision,
             ranges,
         ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+        return hash_json(parts)[:40]
 
     def encode(
         self,

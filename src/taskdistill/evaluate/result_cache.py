@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taskdistill.io.sealed import read_sealed, write_sealed
+from taskdistill.io.sealed import hash_json, read_sealed, write_sealed
 
 FORMAT = 2
 """Raised when what is kept changes its form."""
@@ -22,9 +20,7 @@ class ResultCache:
 
     def key(self, *parts: object) -> str:
         """Return the name of a value: 32 hexadecimal digits."""
-        return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()[
-            :32
-        ]
+        return hash_json([FORMAT, *parts])[:32]
 
     def read(self, key: str) -> Any:
         """Return a stored value; None where there is none or the file is damaged."""

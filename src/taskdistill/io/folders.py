@@ -346,6 +346,28 @@ def open_folder(folder: Path, kind: str, advice: str) -> dict[str, Any]:
     return manifest
 
 
+def flatten(value: object, name: str = "") -> dict[str, Any]:
+    """Spell the keys of nested fields with dots."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {
+        key: item
+        for part, inner in value.items()
+        for key, item in flatten(inner, f"{name}.{part}" if name else str(part)).items()
+    }
+
+
+def first_difference(needed: Mapping[str, Any], actual: Mapping[str, Any]) -> str | None:
+    """Name the first field that has not the needed value, with both values.
+
+    Returns such as `revision is 'b', needed 'a'`; None if every needed field is equal.
+    """
+    for name, value in needed.items():
+        if actual.get(name) != value:
+            return f"{name} is {actual.get(name)!r}, needed {value!r}"
+    return None
+
+
 def require_same(
     folder: Path,
     manifest: Mapping[str, Any],

@@ -36,6 +36,11 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def hash_json(value: object) -> str:
+    """Return the SHA-256 of plain data in hexadecimal digits, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def seal_json(body: Mapping[str, Any]) -> str:
     """Return the JSON text of an object with the hash of that text.
 

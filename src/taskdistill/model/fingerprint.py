@@ -4,13 +4,12 @@ decide vectors.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from taskdistill.io.atomic import sha256_file
+from taskdistill.io.sealed import hash_json
 
 DECIDING = (
     ".safetensors",
@@ -44,7 +43,7 @@ def model_hash(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     digits; nothing for a model without files.
     """
     return (
-        _hash({"files": dict(files), "settings": {name: settings[name] for name in EVERY}})
+        hash_json({"files": dict(files), "settings": {name: settings[name] for name in EVERY}})
         if files
         else ""
     )
@@ -64,7 +63,7 @@ def space_id(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     facts = {name: settings[name] for name in OF_THE_BASE} | {
         name: settings[name].get("base", {}) for name in ("int8_ranges", "binary_offsets")
     }
-    return _hash({"files": base_files, "settings": facts})[:32]
+    return hash_json({"files": base_files, "settings": facts})[:32]
 
 
 def fingerprint_files(
@@ -96,8 +95,4 @@ def fingerprint(files: Mapping[str, str]) -> str:
         for name, digest in files.items()
         if not name.endswith(".safetensors.index.json")
     }
-    return _hash(chosen) if files else ""
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hash_json(chosen) if files else ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -12,9 +10,10 @@ import yaml
 
 from taskdistill.errors import BadInput
 from taskdistill.io.atomic import restore, write_file
-from taskdistill.io.folders import open_folder, require_same
+from taskdistill.io.folders import flatten, open_folder, require_same
 from taskdistill.io.json import open_regular
 from taskdistill.io.outputs import check_claim, claim, is_log
+from taskdistill.io.sealed import hash_json
 from taskdistill.pipeline.context import RunContext
 from taskdistill.recipe.phases import MICRO_BATCH_TOKENS
 from taskdistill.recipe.recipe import Recipe, ValidationConfig, dump_recipe, parse_recipe
@@ -168,9 +167,8 @@ def resume_meta(run: RunContext, name: str) -> dict[str, Any]:
     The deciding settings and the rows of its sources.
     """
     parts = phase_fingerprint(run.recipe, name)
-    text = json.dumps(parts, sort_keys=True)
     return {
-        "recipe": hashlib.sha256(text.encode()).hexdigest(),
+        "recipe": hash_json(parts),
         "data": run.inputs.digest(parts["data"]["sources"]),
     }
 
@@ -195,7 +193,7 @@ def write_recipe(recipe: Recipe, out: Path) -> None:
             earlier = parse_recipe(raw)
         except BadInput:  # written by a version that knew other keys
             earlier = None
-        _refuse_other_weights(recipe, out, earlier, _flat(raw), _flat(yaml.safe_load(text)))
+        _refuse_other_weights(recipe, out, earlier, flatten(raw), flatten(yaml.safe_load(text)))
         if earlier is not None and dump_recipe(earlier) != earlier_text:
             raise BadInput(
                 f"{path} is not as this program wrote it, and would be written anew; "
@@ -251,13 +249,3 @@ def _begun_phases(out: Path) -> list[str]:
         if path.is_dir()
     }
     return sorted(names | ({"static"} if (out / "static-model").is_dir() else set()))
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Spell nested keys with dots."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -10,9 +10,8 @@ from tokenizers import Tokenizer
 
 from taskdistill.data.rows import row_texts
 from taskdistill.device import CPU
-from taskdistill.errors import BadInput
 from taskdistill.io.atomic import restore
-from taskdistill.io.folders import read_manifest, write_folder
+from taskdistill.io.folders import read_manifest, require_same, write_folder
 from taskdistill.model.model import Model
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.pipeline.context import RunContext
@@ -109,9 +108,5 @@ def _vocabulary_texts(run: RunContext) -> list[str]:
 
 
 def _check_same_data(run: RunContext, folder: Path) -> None:
-    before = read_manifest(folder, "model")["inputs"].get("data")
-    now = resume_meta(run, "static")["data"]
-    if before != now:
-        raise BadInput(
-            f"{folder} was made with data = {before!r}, this run has {now!r}; use a new --out"
-        )
+    inputs = read_manifest(folder, "model")["inputs"]
+    require_same(folder, inputs, {"data": resume_meta(run, "static")["data"]})

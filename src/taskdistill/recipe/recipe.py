@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.io.sealed import hash_json
 from taskdistill.recipe.base import ConfigModel, Positive, is_set
 from taskdistill.recipe.data import DataConfig
 from taskdistill.recipe.load import explain, read_recipe
@@ -323,9 +322,7 @@ class Recipe(ConfigModel):
 
     def digest(self) -> str:
         """Return a hash of everything the recipe says."""
-        return hashlib.sha256(
-            json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
-        ).hexdigest()
+        return hash_json(self.model_dump(mode="json"))
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.atomic import check_place, remove_stale
+from taskdistill.io.folders import first_difference
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.protection import check_writable
 from taskdistill.teacher.keys import KEY_BYTES, Keys, first_seen, key_name, text_keys
@@ -21,7 +22,6 @@ from taskdistill.teacher.protocol import (
     LookupTeacher,
     Teacher,
     apply_template,
-    first_difference,
     unit_rows,
 )
 from taskdistill.teacher.recheck import (

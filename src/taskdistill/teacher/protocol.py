@@ -5,7 +5,7 @@ told about a text.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -176,17 +176,6 @@ def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return np.asarray(
         np.divide(rows, sizes, out=rows, where=good, casting="unsafe"), dtype=np.float32
     )
-
-
-def first_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
-    """Name the first field in which two descriptions differ, with both values.
-
-    Returns such as `revision is 'b', needed 'a'`, or None if every field of `ours` is equal.
-    """
-    for name, value in first.items():
-        if second.get(name) != value:
-            return f"{name} is {second.get(name)!r}, needed {value!r}"
-    return None
 
 
 def slug(name: str) -> str:

@@ -8,8 +8,6 @@ Layout: `ROOT/<model>-<fingerprint>/taskdistill.json` with the teacher's identit
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,10 @@ import numpy.typing as npt
 
 from taskdistill.errors import BadInput
 from taskdistill.io.atomic import sha256_file
-from taskdistill.io.folders import read_manifest, require_field, write_folder
+from taskdistill.io.folders import first_difference, read_manifest, require_field, write_folder
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.protection import check_writable
+from taskdistill.io.sealed import hash_json
 from taskdistill.recipe.teacher import InstructionConfig
 from taskdistill.teacher.keys import KEY_BYTES, KEY_DTYPE, KeyIndex, Keys, first_seen, text_keys
 from taskdistill.teacher.protocol import (
@@ -30,7 +29,6 @@ from taskdistill.teacher.protocol import (
     Teacher,
     TeacherIdentity,
     View,
-    first_difference,
     prompt_template,
     slug,
 )
@@ -237,10 +235,8 @@ def store_folder(root: Path, identity: TeacherIdentity, instruction: str | None)
     """
     if (root / MANIFEST).is_file():
         return root
-    identity_json = json.dumps({**identity.fields(), "instruction": instruction}, sort_keys=True)
-    return (
-        root / f"{slug(identity.model)}-{hashlib.sha256(identity_json.encode()).hexdigest()[:12]}"
-    )
+    digest = hash_json({**identity.fields(), "instruction": instruction})
+    return root / f"{slug(identity.model)}-{digest[:12]}"
 
 
 def stores_of(

@@ -5,8 +5,6 @@ From a few hundred rows, in minutes, with the training loop of every other phase
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -28,6 +26,7 @@ from taskdistill.io.atomic import remove_stale, restore
 from taskdistill.io.folders import read_manifest
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.outputs import check_claim, check_replaceable, claim, remove_names
+from taskdistill.io.sealed import hash_json
 from taskdistill.model.add_adapter import add_adapter, check_new_adapter
 from taskdistill.model.backbone import weights_hash, without_dropout
 from taskdistill.model.folder import read_model
@@ -241,7 +240,7 @@ def _digest(request: AdaptRequest, settings: AdapterConfig, data: Dataset, model
         data.sha256,
         model.hash,
     ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return hash_json(parts)[:16]
 
 
 def _make_phase(

@@ -31,6 +31,7 @@ from taskdistill.evaluate.set_runner import EvalOptions
 from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.io.folders import read_manifest
 from taskdistill.io.outputs import check_claim, claim, write_result
+from taskdistill.io.sealed import hash_json
 from taskdistill.model.backbone import EMBEDDED, resolve
 from taskdistill.model.folder import write_model
 from taskdistill.model.model import Model, ModelSettings
@@ -309,9 +310,8 @@ class _StudentMaker:
                 tokenizer.ids(list(self.vocabulary), prompt="", max_length=LONG_TEXT).ids
             )
         )
-        identity = json.dumps(teacher.identity.fields(), sort_keys=True)
         inputs = {
-            "teacher": hashlib.sha256(identity.encode()).hexdigest(),
+            "teacher": hash_json(teacher.identity.fields()),
             "texts": hashlib.sha256("\n".join(self.texts).encode()).hexdigest(),
             "tokens": hashlib.sha256(tokenizer.to_json().encode() + ids.tobytes()).hexdigest(),
             "effort": json.dumps(vars(budget), sort_keys=True),

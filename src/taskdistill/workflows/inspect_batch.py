@@ -12,6 +12,7 @@ import numpy as np
 from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.pipeline.setup import TrainData, data_root, load_inputs
 from taskdistill.progress import Progress
+from taskdistill.quantization import normalize
 from taskdistill.recipe.phases import AdapterConfig, StaticConfig
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.teacher.fill import fill_store
@@ -126,8 +127,7 @@ def _teacher_cosines(
                     each, [other for seen, other in requested if stores[seen] is each], teacher
                 )
         rows.append(stores[view].get([text])[0].astype(np.float32))
-    unit = np.stack(rows)
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    unit = normalize(np.stack(rows))
     cosines: np.ndarray = unit[:count] @ unit[count:].T
     return cosines
 

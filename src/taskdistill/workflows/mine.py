@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -26,15 +25,20 @@ from taskdistill.data.rows import Dataset, row_texts
 from taskdistill.data.sources import load_source
 from taskdistill.errors import BadInput, WorkFailed, did_you_mean
 from taskdistill.io.atomic import remove_stale_within
-from taskdistill.io.folders import open_folder, require_field, write_folder
+from taskdistill.io.folders import (
+    first_difference,
+    flatten,
+    open_folder,
+    require_field,
+    write_folder,
+)
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.outputs import check_replaceable, remove_names
 from taskdistill.io.protection import check_writable
-from taskdistill.io.sealed import read_sealed, write_sealed
+from taskdistill.io.sealed import hash_json, read_sealed, write_sealed
 from taskdistill.pipeline.setup import data_root
 from taskdistill.progress import Progress, Stop, never
 from taskdistill.recipe.recipe import Recipe
-from taskdistill.teacher.protocol import first_difference
 from taskdistill.types import MANIFEST, RowKind
 from taskdistill.workflows.mine_vectors import (
     CandidateVectors,
@@ -164,21 +168,10 @@ def _remove_partial(partial: Path) -> None:
 
 
 def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    if difference := first_difference(_flat(now), _flat(before)):
+    if difference := first_difference(flatten(now), flatten(before)):
         raise BadInput(
             f"{folder} was made from something else: {difference}; give another --out, or remove it"
         )
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Spell nested fields with dots; the keys that either side may lack come as None."""
-    if not isinstance(value, dict):
-        return {name: value}
-    return {
-        key: item
-        for part, inner in value.items()
-        for key, item in _flat(inner, f"{name}.{part}" if name else part).items()
-    }
 
 
 def _finished(out: Path, fingerprint: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -295,7 +288,7 @@ def _write(
         out,
         KIND,
         meta=meta,
-        inputs={"data": pairs.sha256, "fingerprint": _hash(meta["fingerprint"])},
+        inputs={"data": pairs.sha256, "fingerprint": hash_json(meta["fingerprint"])},
     ) as folder:
         (folder / "pairs").mkdir()
         with gzip.GzipFile(folder / "pairs" / f"{source}.train.jsonl.gz", "wb", mtime=0) as stream:
@@ -303,7 +296,3 @@ def _write(
                 texts = [relations.candidates[n] for n in negatives[start[i] : start[i] + size[i]]]
                 line = json.dumps(with_negatives(row, texts), ensure_ascii=False)
                 stream.write(f"{line}\n".encode())
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,6 @@ The same documents for all, each score kept on disk, one report by length.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -27,7 +26,7 @@ from taskdistill.evaluate.needle import (
 from taskdistill.io.atomic import remove_stale_within
 from taskdistill.io.folders import versions
 from taskdistill.io.outputs import check_claim, claim, write_output
-from taskdistill.io.sealed import dump_json, read_sealed, write_sealed
+from taskdistill.io.sealed import dump_json, hash_json, read_sealed, write_sealed
 from taskdistill.report.page import ReportData, render_report
 from taskdistill.report.tables import Section, Table, Value
 
@@ -143,8 +142,8 @@ class _CachedScorer:
     def __call__(self, encoder: Encoder, kind: str, length: int) -> NeedleScore:
         documents, seed = self._options.documents, self._options.seed
         model = [_print(encoder), encoder.max_length]
-        key = json.dumps(["needle", *model, self._tokenizer, kind, length, documents, seed])
-        path = self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        key = hash_json(["needle", *model, self._tokenizer, kind, length, documents, seed])
+        path = self._cache / f"{key[:32]}.json"
         if path.is_file():
             stored: NeedleScore = read_sealed(path, "remove it to score that set again")
             return stored

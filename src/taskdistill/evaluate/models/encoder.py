@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +11,7 @@ import torch
 from taskdistill.device import dtype_name
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
+from taskdistill.io.sealed import hash_json
 from taskdistill.quantization import Int8Ranges, ranges_from_json
 from taskdistill.tasks import Role, Task
 from taskdistill.teacher.fill import fill_store
@@ -73,7 +72,7 @@ class EncoderEmbedder:
             self.adapters,
             *([] if self.encoder.dtype is torch.float32 else [dtype_name(self.encoder.dtype)]),
         ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return hash_json(parts)
 
 
 class TeacherEmbedder:
@@ -108,6 +107,4 @@ class TeacherEmbedder:
     def fingerprint(self) -> str:
         """Hash what decides the vectors."""
         instructions = {view: store.instruction for view, store in sorted(self.stores.items())}
-        return hashlib.sha256(
-            json.dumps([self.teacher.identity.fields(), instructions], sort_keys=True).encode()
-        ).hexdigest()
+        return hash_json([self.teacher.identity.fields(), instructions])

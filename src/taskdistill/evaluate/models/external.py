@@ -18,7 +18,7 @@ from taskdistill.errors import BadInput, did_you_mean, require_extra
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.protocol import Embedder
 from taskdistill.io.atomic import sha256_file
-from taskdistill.io.sealed import read_sealed, write_sealed
+from taskdistill.io.sealed import hash_json, read_sealed, write_sealed
 from taskdistill.model.backbone import read_json, resolve
 from taskdistill.model.layout import MODULES, POOLING_NAMES
 from taskdistill.tasks import Role, Task
@@ -195,7 +195,7 @@ class EndpointEmbedder:
             dict(self.prompts),
             self.sends_task,
         ]
-        known = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        known = hash_json(parts)
         vectors = self.encode(
             PROBES, task=Task.TEXT_MATCHING.value, prompt_name=Role.DOCUMENT.value
         )
@@ -251,7 +251,7 @@ class VectorsEmbedder:
     def fingerprint(self) -> str:
         """Hash the vectors and prompts."""
         parts = [self.vectors.identity.fields(), dict(self.prompts)]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return hash_json(parts)
 
 
 class SentenceTransformersEmbedder:
@@ -304,9 +304,7 @@ class SentenceTransformersEmbedder:
             [path.relative_to(self._folder).as_posix(), sha256_file(path)] for path in files
         ]
         parts += [] if self._dtype is torch.float32 else [dtype_name(self._dtype)]
-        return hashlib.sha256(
-            json.dumps([parts, self.prompts], sort_keys=True).encode()
-        ).hexdigest()
+        return hash_json([parts, self.prompts])
 
 
 def _same_vectors(stored: Sequence[Sequence[float]], vectors: np.ndarray) -> bool:

@@ -81,6 +81,7 @@ def sample_pairs(
 def unit_stored_vectors(snapshot: Snapshot, rows: Rows) -> Floats:
     """Return what an index keeps of passages as unit rows `(n, dim)`."""
     vectors = snapshot.float_vectors(rows)
+    # In float32, unlike `quantization.normalize`: maps that were fitted before had these bits.
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Floats = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
     return unit
