@@ -215,16 +215,16 @@ def variant(asked: argparse.Namespace, changes: list[str], seed: int) -> Units:
     )
     with workers(asked.threads) as threads:
         ctx = TrainContext(
-            student.tokenizer,
-            student.settings.prompts,
-            recipe.seed,
-            threads,
-            run.log,
-            {},
-            run.progress.step,
-            never,
-            1,
-            run.progress.note,
+            tokenizer=student.tokenizer,
+            prompts=student.settings.prompts,
+            seed=recipe.seed,
+            threads=threads,
+            log=run.log,
+            meta={},
+            on_step=run.progress.step,
+            should_stop=never,
+            thread_count=1,
+            note=run.progress.note,
         )
         run_phase(job, student.module, folder / "checkpoints", ctx)
     shutil.rmtree(folder)

@@ -66,8 +66,20 @@ def test_two_seeds_that_differ_in_high_bits_alone_draw_other_numbers(seed, high)
 @given(seed=seeds, count=st.integers(2, 8))
 def test_repetitions_and_trials_of_an_experiment_have_seeds_and_folders_of_their_own(seed, count):
     point = Hyperparameters(1e-3, 0.1, 1.0)
-    runs = [TrainingRun("run", "D->D", later_seed(seed, k), 8, point, point) for k in range(count)]
-    trial = TrainingRun("trial", "D->D", later_seed(seed, TRIAL_SEED), 8, point, point)
+    runs = [
+        TrainingRun(
+            kind="run", arm="D->D", seed=later_seed(seed, k), steps=8, point=point, first=point
+        )
+        for k in range(count)
+    ]
+    trial = TrainingRun(
+        kind="trial",
+        arm="D->D",
+        seed=later_seed(seed, TRIAL_SEED),
+        steps=8,
+        point=point,
+        first=point,
+    )
     firsts = [cell.needs() for cell in (*runs, trial)]
     assert (
         len({first.key for first in firsts})

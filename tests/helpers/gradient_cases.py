@@ -148,7 +148,8 @@ def case(
     if task is Task.RETRIEVAL:
         targets.teacher_similarities = rng.random((6, 6))
     heads = Heads(
-        Projection(32, TEACHER).to(dtype), nn.Parameter(torch.tensor(0.1, dtype=dtype).log())
+        projection=Projection(32, TEACHER).to(dtype),
+        log_temperature=nn.Parameter(torch.tensor(0.1, dtype=dtype).log()),
     )
     if task is None:
         objective, weights = (
@@ -219,5 +220,14 @@ def worst(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 
 def stage_1_share(case: Case) -> Share | None:
     """How the loss of stage 1 is taken of a part of a batch."""
-    phase = Phase("stage1", None, None, None, case.objective, {}, case.trained, case.heads)
+    phase = Phase(
+        name="stage1",
+        settings=None,
+        plan=None,
+        prepare=None,
+        objective=case.objective,
+        weights={},
+        trained=case.trained,
+        heads=case.heads,
+    )
     return phase.partial_loss(case.prepared, case.targets)

@@ -561,18 +561,20 @@ def run_case(
 
             for number in range(1 + case.twice):
                 ctx = TrainContext(
-                    big_tokenizer(),
-                    {"query": "query: ", "document": "document: "},
-                    11,
-                    pool,
-                    Log(folder / f"{case.name.replace(' ', '-')}-{number}-{processes.rank}.jsonl"),
-                    {},
-                    on_step,
-                    lambda: False,
-                    1,
-                    lambda note: None,
-                    processes,
-                    during,
+                    tokenizer=big_tokenizer(),
+                    prompts={"query": "query: ", "document": "document: "},
+                    seed=11,
+                    threads=pool,
+                    log=Log(
+                        folder / f"{case.name.replace(' ', '-')}-{number}-{processes.rank}.jsonl"
+                    ),
+                    meta={},
+                    on_step=on_step,
+                    should_stop=lambda: False,
+                    thread_count=1,
+                    note=lambda note: None,
+                    processes=processes,
+                    during=during,
                 )
                 run_phase(placed, trained, folder / case.name.replace(" ", "-") / str(number), ctx)
             everything = placed.trained | placed.moving_heads()

@@ -167,7 +167,7 @@ def test_contrast_alone_trains_to_the_same_bits_whatever_the_teacher(context, ho
     (tmp_path / "out").mkdir()
     other = open_context(experiment, tmp_path / "out", tmp_path)
     other = fill_teacher_store(other, {3: 8}, SilentProgress(), lambda: other)
-    specs = [TrainingRun("run", name, 3, 8, POINT) for name in ("C", "D")]
+    specs = [TrainingRun(kind="run", arm=name, seed=3, steps=8, point=POINT) for name in ("C", "D")]
     ours, theirs = (
         [run(each, spec)["hashes"]["weights"] for spec in specs] for each in (context, other)
     )
@@ -199,7 +199,10 @@ def test_the_negative_control_permutes_and_says_so(context):
 
 
 def test_without_matryoshka_only_whole_vectors_are_trained(context):
-    a, b = (run(context, TrainingRun("run", name, 3, 8, POINT)) for name in ("DC", "DC-mrl"))
+    a, b = (
+        run(context, TrainingRun(kind="run", arm=name, seed=3, steps=8, point=POINT))
+        for name in ("DC", "DC-mrl")
+    )
     assert (
         a["hashes"]["batches"] == b["hashes"]["batches"]
         and a["hashes"]["weights"] != b["hashes"]["weights"]
@@ -211,18 +214,30 @@ def test_without_matryoshka_only_whole_vectors_are_trained(context):
 
 
 def test_second_phases_start_from_one_shared_first_phase(context):
-    specs = [TrainingRun("run", name, 3, 8, POINT, POINT) for name in ("D->DC", "D->C", "D->D")]
+    specs = [
+        TrainingRun(kind="run", arm=name, seed=3, steps=8, point=POINT, first=POINT)
+        for name in ("D->DC", "D->C", "D->D")
+    ]
     found = [run(context, spec) for spec in specs]
     assert len({spec.needs() for spec in specs}) == 1
     assert len({each["hashes"]["weights"] for each in found}) == 3
     for each in found:
         assert each["budget"]["steps"] == 8, "the shared steps count for every arm"
         assert [point["step"] for point in each["curve"]] == [4, 8]
-    check_same([run(context, TrainingRun("run", name, 3, 8, POINT)) for name in ("D", "C")] + found)
+    check_same(
+        [
+            run(context, TrainingRun(kind="run", arm=name, seed=3, steps=8, point=POINT))
+            for name in ("D", "C")
+        ]
+        + found
+    )
 
 
 def test_arms_that_differ_where_they_must_not_are_found(context):
-    found = [run(context, TrainingRun("run", name, 3, 8, POINT)) for name in ("D", "C", "DC")]
+    found = [
+        run(context, TrainingRun(kind="run", arm=name, seed=3, steps=8, point=POINT))
+        for name in ("D", "C", "DC")
+    ]
     assert check_same(found)["seeds"]["3"]["projection"] == found[0]["hashes"]["projection"]
     assert found[1]["hashes"]["projection"] is None
     for name in ("checkpoint", "batches", "projection"):

@@ -102,7 +102,9 @@ def test_tokens_made_once_change_no_weight_and_are_not_in_the_steps(home, tmp_pa
         made = context(home, tmp_path / name)
         if name == "each-step":
             made.once = None
-        spec = TrainingRun("run", "C", 3, 8, Hyperparameters(1e-2, 0.05, 2.0))
+        spec = TrainingRun(
+            kind="run", arm="C", seed=3, steps=8, point=Hyperparameters(1e-2, 0.05, 2.0)
+        )
         run_training(
             made, spec, should_stop=lambda: False, on_steps=lambda *_: None, note=lambda _: None
         )

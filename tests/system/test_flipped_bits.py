@@ -297,7 +297,7 @@ EXPERIMENT: Any = SimpleNamespace(
     arms=lambda: [],
     recipe=SimpleNamespace(first_stage=lambda: SimpleNamespace(steps=4)),
 )
-CELL = TrainingRun("run", "D", 3, 4, Hyperparameters(1e-3, 0.05, 1.0))
+CELL = TrainingRun(kind="run", arm="D", seed=3, steps=4, point=Hyperparameters(1e-3, 0.05, 1.0))
 
 
 def ablation(home: Path) -> Path:

@@ -79,9 +79,15 @@ def test_a_distillation_carried_back_piece_by_piece_has_the_gradients_of_the_who
 def test_only_a_loss_of_distillation_alone_is_carried_back_piece_by_piece():
     case = gradient_cases.case("bert", Task.RETRIEVAL)
     assert (
-        Phase("a", None, None, None, case.objective, case.weights, case.trained).partial_loss(
-            case.prepared, case.targets
-        )
+        Phase(
+            name="a",
+            settings=None,
+            plan=None,
+            prepare=None,
+            objective=case.objective,
+            weights=case.weights,
+            trained=case.trained,
+        ).partial_loss(case.prepared, case.targets)
         is None
     )
 

@@ -192,7 +192,14 @@ def test_the_teacher_is_asked_for_exactly_the_texts_that_steps_compare(inputs, n
     needs = phases.teacher_needs(name, settings, plan)
     stores = {view: Asked() for view in ("query", "document", "topic")}
     job = phases.Phase(
-        name, settings, plan, phases.collator(name, settings), None, {}, {}, stores=stores
+        name=name,
+        settings=settings,
+        plan=plan,
+        prepare=phases.collator(name, settings),
+        objective=None,
+        weights={},
+        trained={},
+        stores=stores,
     )
     source = TargetLookup(job, None, SimpleNamespace(processes=SINGLE))
     for step in range(settings.steps):
@@ -215,7 +222,17 @@ def test_teacher_similarities_are_those_of_queries_and_positives():
 
     prepared = collate(pairs(("a", "b"), ("c", "d"), ("a", "d")), task=Task.RETRIEVAL, distil=True)
     stores = dict.fromkeys(("query", "document"), Store())
-    job = phases.Phase("x", None, None, None, None, {}, {}, stores=stores, needs_similarities=True)
+    job = phases.Phase(
+        name="x",
+        settings=None,
+        plan=None,
+        prepare=None,
+        objective=None,
+        weights={},
+        trained={},
+        stores=stores,
+        needs_similarities=True,
+    )
     targets = TargetLookup(job, None, SimpleNamespace(processes=SINGLE)).of(prepared, [])
     half = 0.5**0.5
     assert np.allclose(

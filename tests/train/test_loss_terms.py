@@ -52,7 +52,11 @@ def plan(settings, name: str, kind: RowKind, *rows: object):
 def test_every_teacher_term_of_an_adapter_is_the_loss_over_both_prefixes():
     prepared = collate(batch(RowKind.PAIRS, *ROWS), task=Task.RETRIEVAL, distil=True)
     torch.manual_seed(0)
-    vectors, teacher, heads = torch.randn(6, 8), torch.randn(6, 5), Heads(Projection(8, 5))
+    vectors, teacher, heads = (
+        torch.randn(6, 8),
+        torch.randn(6, 5),
+        Heads(projection=Projection(8, 5)),
+    )
     off = {"info_nce": 0, "distill": 0, "gor": 0}
     settings = adapter(
         weights=off | dict.fromkeys(TEACHER_TERMS, 1.0),

@@ -55,13 +55,13 @@ def test_each_prefix_goes_through_its_slice_of_the_projection():
         torch.tensor([0.0, 1.0]),
     )
     targets, vectors = Targets(torch.tensor([[1.0, 0.0]])), torch.tensor([[3.0, 4.0]])
-    value = distill(vectors, prepared, targets, Heads(projection), [1, 2])
+    value = distill(vectors, prepared, targets, Heads(projection=projection), [1, 2])
     first = 1 - 1 / math.sqrt(2)  # W[:, :1] (1) + b = (1, 1)
     second = 1 - 2.2 / math.hypot(2.2, 1.8)  # W (0.6, 0.8) + b = (2.2, 1.8)
     assert value.item() == pytest.approx((first + second) / 2)
-    assert distill(vectors, prepared, targets, Heads(projection), [1]).item() == pytest.approx(
-        first
-    )
+    assert distill(
+        vectors, prepared, targets, Heads(projection=projection), [1]
+    ).item() == pytest.approx(first)
 
 
 def test_without_a_projection_prefixes_are_compared_with_the_teacher_s_prefixes():
@@ -127,7 +127,7 @@ def test_a_prefix_of_the_projection_gets_its_gradient_and_the_rest_none():
     prepared = collate(batch(RowKind.TEXTS, Text("a")), task=None, distil=True)
     projection = Projection(4, 3)
     distill(
-        torch.randn(1, 4), prepared, Targets(torch.randn(1, 3)), Heads(projection), [2]
+        torch.randn(1, 4), prepared, Targets(torch.randn(1, 3)), Heads(projection=projection), [2]
     ).backward()
     assert (
         projection.weight.grad[:, 2:].abs().max() == 0
@@ -155,7 +155,7 @@ def test_retrieval_adds_info_nce_distillation_and_both_sides_of_the_regulariser(
     vectors, teacher, heads = (
         torch.randn(len(prepared.texts), 8),
         torch.randn(6, 5),
-        Heads(Projection(8, 5)),
+        Heads(projection=Projection(8, 5)),
     )
     terms, masked = adapter_objective(Task.RETRIEVAL, adapter(temperature=0.1), [4, 8])(
         vectors, prepared, Targets(teacher), heads

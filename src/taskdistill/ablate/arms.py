@@ -9,7 +9,7 @@ from dataclasses import dataclass
 DISTILL, CONTRAST, BOTH = ("distill",), ("info_nce",), ("info_nce", "distill")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One way to train the student.
 
@@ -55,36 +55,64 @@ class Arm:
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
-        Arm("A0", "the base checkpoint, not trained", ()),
-        Arm("D", "distillation alone", (DISTILL,)),
-        Arm("C", "contrast alone", (CONTRAST,)),
-        Arm("DC", "both at once", (BOTH,)),
-        Arm("D->DC", "distillation, then both: the paper's order", (DISTILL, BOTH)),
-        Arm("D->C", "distillation, then contrast", (DISTILL, CONTRAST)),
-        Arm("D->D", "distillation, then more of it", (DISTILL, DISTILL)),
-        Arm("D+gor", "D with the spread-out regulariser", (DISTILL,), like="D", gor=True),
-        Arm("C+gor", "C with the spread-out regulariser", (CONTRAST,), like="C", gor=True),
-        Arm("DC+gor", "DC with the spread-out regulariser", (BOTH,), like="DC", gor=True),
-        Arm("DC-mrl", "DC without Matryoshka", (BOTH,), like="DC", matryoshka=False),
+        Arm(name="A0", about="the base checkpoint, not trained", phases=()),
+        Arm(name="D", about="distillation alone", phases=(DISTILL,)),
+        Arm(name="C", about="contrast alone", phases=(CONTRAST,)),
+        Arm(name="DC", about="both at once", phases=(BOTH,)),
         Arm(
-            "D-shuffled",
-            "D with the teacher's vectors permuted: negative control",
-            (DISTILL,),
+            name="D->DC", about="distillation, then both: the paper's order", phases=(DISTILL, BOTH)
+        ),
+        Arm(name="D->C", about="distillation, then contrast", phases=(DISTILL, CONTRAST)),
+        Arm(name="D->D", about="distillation, then more of it", phases=(DISTILL, DISTILL)),
+        Arm(
+            name="D+gor",
+            about="D with the spread-out regulariser",
+            phases=(DISTILL,),
+            like="D",
+            gor=True,
+        ),
+        Arm(
+            name="C+gor",
+            about="C with the spread-out regulariser",
+            phases=(CONTRAST,),
+            like="C",
+            gor=True,
+        ),
+        Arm(
+            name="DC+gor",
+            about="DC with the spread-out regulariser",
+            phases=(BOTH,),
+            like="DC",
+            gor=True,
+        ),
+        Arm(
+            name="DC-mrl",
+            about="DC without Matryoshka",
+            phases=(BOTH,),
+            like="DC",
+            matryoshka=False,
+        ),
+        Arm(
+            name="D-shuffled",
+            about="D with the teacher's vectors permuted: negative control",
+            phases=(DISTILL,),
             like="D",
             shuffled=True,
         ),
-        Arm("C-large", "C with a larger batch", (CONTRAST,), like="C", large=True),
         Arm(
-            "C-flops",
-            "C with as much floating-point work as DC, teacher included",
-            (CONTRAST,),
+            name="C-large", about="C with a larger batch", phases=(CONTRAST,), like="C", large=True
+        ),
+        Arm(
+            name="C-flops",
+            about="C with as much floating-point work as DC, teacher included",
+            phases=(CONTRAST,),
             like="C",
             matched="flops",
         ),
         Arm(
-            "C-seconds",
-            "C with as many CPU-seconds as DC, teacher included",
-            (CONTRAST,),
+            name="C-seconds",
+            about="C with as many CPU-seconds as DC, teacher included",
+            phases=(CONTRAST,),
             like="C",
             matched="seconds",
         ),

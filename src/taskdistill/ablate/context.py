@@ -45,7 +45,7 @@ UNUSABLE = "unusable-texts.json"
 FILL_ROUNDS = 4
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ExperimentContext:
     """The experiment with its data at hand; every process opens its own."""
 
@@ -184,14 +184,14 @@ def open_context(
     )
     stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
     return ExperimentContext(
-        experiment,
-        out,
-        root,
-        inputs.datasets,
-        inputs.digest(),
-        teacher,
-        stores,
-        open_sets(experiment, root),
+        experiment=experiment,
+        out=out,
+        root=root,
+        datasets=inputs.datasets,
+        data_hash=inputs.digest(),
+        teacher=teacher,
+        stores=stores,
+        sets=open_sets(experiment, root),
         counts=inputs.counts(),
     )
 

@@ -98,7 +98,9 @@ def ablate(
         for warning in result:
             progress.note(f"note: {warning}")
         progress.note(detectable_sentence(detectable(experiment, context.sets)))
-        with RunPool(context, jobs, progress, should_stop, reopen) as pool:
+        with RunPool(
+            context=context, jobs=jobs, progress=progress, should_stop=should_stop, reopen=reopen
+        ) as pool:
             points, trials = _tune(pool)
             pilot = _pilot(pool, points)
             runs = _run_arms(pool, points)
@@ -190,7 +192,12 @@ def run_training_of(
     point = points[arm.like or arm.name] if arm.phases else untuned(experiment)
     first = points["D"] if len(arm.phases) > 1 else None
     return TrainingRun(
-        "run", arm.name, seed, steps or experiment.recipe.first_stage().steps, point, first
+        kind="run",
+        arm=arm.name,
+        seed=seed,
+        steps=steps or experiment.recipe.first_stage().steps,
+        point=point,
+        first=first,
     )
 
 

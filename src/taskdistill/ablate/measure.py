@@ -33,7 +33,7 @@ truncations.
 _DIGITS = 6
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ExperimentSets:
     """The evaluation sets of an experiment, each read once."""
 
@@ -130,12 +130,12 @@ def open_sets(experiment: Experiment, root: Path) -> ExperimentSets:
         raise BadInput("evaluation.dev has no retrieval set; arms are tuned for nDCG@10: name one")
     secondary = [each for each in test if each not in primary]
     return ExperimentSets(
-        primary,
-        secondary,
-        dev,
-        requested.max_queries,
-        experiment.ablation.max_dev_queries,
-        experiment.recipe.seed,
+        primary=primary,
+        secondary=secondary,
+        dev=dev,
+        max_queries=requested.max_queries,
+        max_dev_queries=experiment.ablation.max_dev_queries,
+        seed=experiment.recipe.seed,
     )
 
 

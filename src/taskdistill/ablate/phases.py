@@ -153,17 +153,17 @@ def build_phase(
         return result, masked
 
     stage = experiment.recipe.first_stage()
-    heads = Heads(projection if distils else None)
+    heads = Heads(projection=projection if distils else None)
     return Phase(
-        name,
-        settings,
-        plan,
-        prepared,
-        objective,
-        weights,
-        trained_weights(module, freeze_table=stage.freeze_embeddings),
-        heads,
-        HeadSchedule(
+        name=name,
+        settings=settings,
+        plan=plan,
+        prepare=prepared,
+        objective=objective,
+        weights=weights,
+        trained=trained_weights(module, freeze_table=stage.freeze_embeddings),
+        heads=heads,
+        head_schedule=HeadSchedule(
             lr=stage.projection_lr,
             warmup=stage.projection_warmup,
             weight_decay=stage.projection_weight_decay,

@@ -30,7 +30,7 @@ _STRIDE = 20
 """Steps between two tellings of a process."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunPool:
     """Runs cells; with several jobs its processes stay from one stage of the experiment to the
     next.

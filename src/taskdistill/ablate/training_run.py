@@ -58,7 +58,7 @@ TRIAL_SEED = 1_000_003
 OnSteps = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingRun:
     """One training.
 
@@ -94,12 +94,12 @@ class TrainingRun:
         if self.kind == "first" or self.first is None:
             return None
         return TrainingRun(
-            "first",
-            "D->D",
-            self.seed,
-            self.steps,
-            self.first,
-            self.first,
+            kind="first",
+            arm="D->D",
+            seed=self.seed,
+            steps=self.steps,
+            point=self.first,
+            first=self.first,
             trial=self.kind == "trial",
         )
 
@@ -168,7 +168,14 @@ def run_training(
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(context.experiment.recipe.threads or 1)
     with writer_lock(folder / "lock"):
-        training = _TrainingRunner(context, spec, folder, should_stop, on_steps, note)
+        training = _TrainingRunner(
+            context=context,
+            spec=spec,
+            folder=folder,
+            should_stop=should_stop,
+            on_steps=on_steps,
+            note=note,
+        )
         result = training.run()
         write_sealed(folder / RESULT, result)
         for phase in sorted((folder / "checkpoints").glob("phase-*")):
@@ -184,7 +191,7 @@ def run_training(
             )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _TrainingRunner:
     context: ExperimentContext
     spec: TrainingRun
@@ -309,16 +316,16 @@ class _TrainingRunner:
             self._theta(phase.settings.rope_theta),
         ):
             ctx = TrainContext(
-                self.context.once or self.model.tokenizer,
-                self.model.settings.prompts,
-                self.spec.seed,
-                pool,
-                log,
-                self.spec.meta(self.context),
-                on_step,
-                self.should_stop,
-                threads,
-                lambda text: self.note(f"{self.spec.key}: {text}"),
+                tokenizer=self.context.once or self.model.tokenizer,
+                prompts=self.model.settings.prompts,
+                seed=self.spec.seed,
+                threads=pool,
+                log=log,
+                meta=self.spec.meta(self.context),
+                on_step=on_step,
+                should_stop=self.should_stop,
+                thread_count=threads,
+                note=lambda text: self.note(f"{self.spec.key}: {text}"),
                 device=self.device,
                 arithmetic=self.arithmetic,
             )

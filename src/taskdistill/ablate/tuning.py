@@ -60,7 +60,15 @@ def trial_specs(
     if len(arm.phases) > 1:
         steps = max(2, steps)
     return [
-        TrainingRun("trial", arm.name, seed, steps, point, first, number)
+        TrainingRun(
+            kind="trial",
+            arm=arm.name,
+            seed=seed,
+            steps=steps,
+            point=point,
+            first=first,
+            number=number,
+        )
         for number, point in enumerate(trial_points(experiment))
     ]
 

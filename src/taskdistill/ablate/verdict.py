@@ -15,7 +15,7 @@ ALPHA = 0.05
 State = Literal["supported", "contradicted", "undecided"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The answer to the claim that combining beats both single regimes.
 
@@ -70,7 +70,7 @@ def judge(
         "no" if equal or refuted else "yes" if larger else "open"
     )
     deciding = {name: _needed(chosen[name], seeds) for name in open_}
-    return Verdict(state, tuple(why), relevant, p, deciding)
+    return Verdict(state=state, why=tuple(why), relevant=relevant, p=p, deciding=deciding)
 
 
 def _needed(result: ContrastResult, seeds: int) -> PowerAnalysis | None:

@@ -14,7 +14,7 @@ from taskdistill.teacher.protocol import View
 from taskdistill.types import RowKind, TeacherSide
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class TrainBatch:
     """What one step works on. Index arrays point into `texts`."""
 
@@ -94,7 +94,7 @@ def collate(
     topic = task is not None and TASKS[task].topic
     translated = batch.teacher_reads in (TeacherSide.QUERY, TeacherSide.POSITIVE)
     role = Role.DOCUMENT if translated else role
-    out = TrainBatch(batch)
+    out = TrainBatch(batch=batch)
     rows = batch.rows
     if batch.kind is RowKind.LABELLED:
         out.query_idx = result.many(Role.DOCUMENT, [item.anchor for item in rows])

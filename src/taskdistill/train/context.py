@@ -41,7 +41,7 @@ class Interrupted(WorkFailed):
     """The user asked to stop; everything so far is saved."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Phase:
     """Everything that one phase needs, beside the model and the disk."""
 
@@ -121,7 +121,7 @@ class Phase:
         return part
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainContext:
     """What all phases of a run share."""
 

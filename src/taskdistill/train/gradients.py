@@ -48,7 +48,7 @@ Marks = list[tuple[str, Moment, Moment]]
 """What a thread did, and when it began and ended."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class MicroBatchOutput:
     """A piece of a batch after its forward pass."""
 
@@ -354,7 +354,11 @@ class _ReplicatedGradients(_GradientStep):
         ]
         mark = ("backward", begun, moment(self.batch.model.device))
         return MicroBatchOutput(
-            micro.vectors.detach(), None, micro.ids, filled, [*micro.marks, mark]
+            vectors=micro.vectors.detach(),
+            tokens=None,
+            ids=micro.ids,
+            gradients=filled,
+            marks=[*micro.marks, mark],
         )
 
 
@@ -463,7 +467,7 @@ def _forward(
     finally:
         seed_dropout(None)  # whatever this thread runs next drops nothing
     return MicroBatchOutput(
-        pool(hidden if compute is None else hidden.float(), packed.groups, model.pooling),
-        tokens,
-        packed.ids,
+        vectors=pool(hidden if compute is None else hidden.float(), packed.groups, model.pooling),
+        tokens=tokens,
+        ids=packed.ids,
     )

@@ -31,7 +31,7 @@ from taskdistill.types import RowKind
 Terms = dict[str, Tensor]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Heads:
     """What is trained beside the model.
 

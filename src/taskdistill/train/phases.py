@@ -267,22 +267,22 @@ def build_stage1(
     table = model.backbone.get_input_embeddings().weight
     stays = {True: settings.freeze_embeddings, False: settings.freeze_layers}
     trained = {n: p for n, p in model.backbone.named_parameters() if not stays[p is table]}
-    heads = Heads(projection)
+    heads = Heads(projection=projection)
     schedule = HeadSchedule(
         lr=settings.projection_lr,
         warmup=settings.projection_warmup,
         weight_decay=settings.projection_weight_decay,
     )
     return Phase(
-        name,
-        settings,
-        plan,
-        collator(name, settings),
-        objective,
-        requested,
-        trained,
-        heads,
-        schedule,
+        name=name,
+        settings=settings,
+        plan=plan,
+        prepare=collator(name, settings),
+        objective=objective,
+        weights=requested,
+        trained=trained,
+        heads=heads,
+        head_schedule=schedule,
         stores=stores,
     )
 
@@ -319,13 +319,13 @@ def build_static(
 
     stores: dict[View, TeacherStore] = {"query": store, "document": store}
     return Phase(
-        "static",
-        phase,
-        plan,
-        collator("static", phase),
-        objective,
-        weights,
-        {"table": model.table},
+        name="static",
+        settings=phase,
+        plan=plan,
+        prepare=collator("static", phase),
+        objective=objective,
+        weights=weights,
+        trained={"table": model.table},
         stores=stores,
     )
 
@@ -355,7 +355,7 @@ def build_adapter(
     attach(model.backbone, named, config)
     model.tasks.append(named)
     weights = weights_for(task, settings.weights)
-    heads = Heads(projection)
+    heads = Heads(projection=projection)
     learned = (
         settings.learn_temperature
         if settings.learn_temperature is not None
@@ -367,14 +367,14 @@ def build_adapter(
     chosen = dims if settings.matryoshka else [model.embedding_dim]
     name = f"adapters.{task.value}"
     phase = Phase(
-        name,
-        settings,
-        plan,
-        collator(name, settings),
-        adapter_objective(task, settings, chosen),
-        weights,
-        dict(adapter_parameters(model.backbone, named)),
-        heads,
+        name=name,
+        settings=settings,
+        plan=plan,
+        prepare=collator(name, settings),
+        objective=adapter_objective(task, settings, chosen),
+        weights=weights,
+        trained=dict(adapter_parameters(model.backbone, named)),
+        heads=heads,
         task=named,
         stores=stores,
         needs_base="relational" in weights,

@@ -375,16 +375,16 @@ class _StudentMaker:
         ):
             log = Log(Path(work) / "log.jsonl")
             ctx = TrainContext(
-                tokenizer,
-                {},
-                self.budget.seed,
-                pool,
-                log,
-                {},
-                self.progress.step,
-                never,
-                self.threads,
-                self.progress.note,
+                tokenizer=tokenizer,
+                prompts={},
+                seed=self.budget.seed,
+                threads=pool,
+                log=log,
+                meta={},
+                on_step=self.progress.step,
+                should_stop=never,
+                thread_count=self.threads,
+                note=self.progress.note,
             )
             run_phase(phase, table, Path(work) / "checkpoints", ctx)
             log.close()
