@@ -378,8 +378,8 @@ def child(asked: Any) -> None:
     )
     steps, clocks = [], []
     batch = TrainBatch(
-        Batch(0, 0, "texts", RowKind.TEXTS, (), np.arange(len(texts))),
-        [(Role.DOCUMENT, text) for text in texts],
+        batch=Batch(0, 0, "texts", RowKind.TEXTS, (), np.arange(len(texts))),
+        texts=[(Role.DOCUMENT, text) for text in texts],
     )
 
     def distance(vectors: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
