@@ -108,11 +108,17 @@ def add_routes(app: FastAPI, site: Site) -> None:
 
         return await _respond(body, result.vectors.size)
 
-    @app.post(TEI_PATH, openapi_extra=_takes(TeiRequest), response_class=Response, tags=["embed"])
+    @app.post(
+        TEI_PATH,
+        description=(
+            "Embed texts; as text-embeddings-inference's route of this name. "
+            "The reply is a bare list of vectors."
+        ),
+        openapi_extra=_takes(TeiRequest),
+        response_class=Response,
+        tags=["embed"],
+    )
     async def embed(request: Request) -> Response:
-        """Embed texts; as text-embeddings-inference's route of this name. The reply is a bare list
-        of vectors.
-        """
         if holder.now.batcher.full:
             raise overloaded(1)
         fields = parse(TeiRequest, await site.bodies.json(request))

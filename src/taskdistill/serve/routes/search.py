@@ -126,11 +126,17 @@ def add_routes(app: FastAPI, site: Site) -> None:
         }
     }
 
-    @app.post("/search", openapi_extra=takes, response_class=JSONResponse, tags=["search"])
+    @app.post(
+        "/search",
+        description=(
+            "Find passages in the index: for each query a list of hits, best first, each with "
+            "the place it came from."
+        ),
+        openapi_extra=takes,
+        response_class=JSONResponse,
+        tags=["search"],
+    )
     async def search(request: Request) -> JSONResponse:
-        """Find passages in the index: for each query a list of hits, best first, each with the
-        place it came from.
-        """
         nonlocal running
         open_index = _required(index)
 
