@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.encode import EncodedSet
 from taskdistill.evaluate.exact_search import (
+    Number,
     named_ranking,
     ndcg_by_query,
     ndcg_by_query_of_bits,
@@ -319,19 +319,19 @@ def _nearest_bits(
     return places, scores
 
 
-def _stored(x: NDArray[np.float32], precision: str, ranges: Int8Ranges) -> NDArray[Any]:
+def _stored(x: NDArray[np.float32], precision: str, ranges: Int8Ranges) -> NDArray[np.generic]:
     if precision == Precision.INT8:
         return ranges.encode(x)
     return x.astype(np.float16) if precision == Precision.FLOAT16 else x
 
 
-def _loaded(stored: NDArray[Any], ranges: Int8Ranges) -> NDArray[np.float32]:
-    return (
-        ranges.decode(stored) if stored.dtype == np.int8 else stored.astype(np.float32, copy=False)
-    )
+def _loaded(stored: NDArray[np.generic], ranges: Int8Ranges) -> NDArray[np.float32]:
+    if stored.dtype == np.int8:
+        return ranges.decode(np.asarray(stored, np.int8))
+    return stored.astype(np.float32, copy=False)
 
 
-def _timed(queries: NDArray[Any], search: Any) -> float:
+def _timed(queries: NDArray[Number], search: Callable[[NDArray[Number]], object]) -> float:
     """Return milliseconds a query: the best of three, so that other processes count least."""
     some = queries[:_BATCH]
     search(some)

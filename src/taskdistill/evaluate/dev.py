@@ -81,7 +81,7 @@ class DevComparison:
     difference: tuple[float, float, float]
     rows: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data."""
         return {
             "metric": self.metric,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +122,7 @@ def _slices(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def check_vectors(
-    name: str, texts: Sequence[str], vectors: NDArray[Any], dim: int | None = None
+    name: str, texts: Sequence[str], vectors: NDArray[np.floating], dim: int | None = None
 ) -> int:
     """Return the dimension of vectors, `dim` where the model gave some before.
 

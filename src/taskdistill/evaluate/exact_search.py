@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ TOP_K = 1000
 _BLOCK = 256
 _COLUMNS = 32_768
 _ROWS = 32
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 def top_documents(
@@ -114,8 +116,8 @@ def _larger_ids_first(data: RankingData) -> NDArray[np.int64]:
 
 def _ndcg(
     data: RankingData,
-    queries: NDArray[Any],
-    score: Callable[[NDArray[Any]], NDArray[np.float32]],
+    queries: NDArray[Number],
+    score: Callable[[NDArray[Number]], NDArray[np.float32]],
     order: NDArray[np.int64],
     cutoff: int,
 ) -> NDArray[np.float64]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.quantization import Int8Ranges
+
+BinaryOffsets = Mapping[str, Mapping[int, NDArray[np.floating]]]
+"""Query and document to dimension to what is taken from each coordinate before its sign."""
 
 
 class Embedder(Protocol):
@@ -15,7 +19,9 @@ class Embedder(Protocol):
 
     name: str
 
-    def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> NDArray[Any]:
+    def encode(
+        self, texts: Sequence[str], *, task: str | None, prompt_name: str
+    ) -> NDArray[np.floating]:
         """Return (n, dim) float32 vectors of the texts, in their order."""
         ...
 
@@ -37,12 +43,12 @@ class Calibrated(Protocol):
 class Centred(Protocol):
     """A model that takes the mean of a side from its vectors before their signs."""
 
-    def binary_offsets(self, task: str) -> Mapping[str, Mapping[int, NDArray[Any]]]:
+    def binary_offsets(self, task: str) -> BinaryOffsets:
         """Return query and document to dimension to the offsets, empty where there are none."""
         ...
 
 
-def binary_offsets_of(embedder: Embedder, task: str) -> Mapping[str, Mapping[int, NDArray[Any]]]:
+def binary_offsets_of(embedder: Embedder, task: str) -> BinaryOffsets:
     """Return the offsets of binary codes that a model stores, by role and dimension."""
     return embedder.binary_offsets(task) if isinstance(embedder, Centred) else {}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from taskdistill.model.model import Model
 from taskdistill.report.model_card import make_card
@@ -84,7 +83,7 @@ class ParityCertificate:
         """`equal` if every comparison is, else `differs`."""
         return "equal" if all(result.verdict == "equal" for result in self.results) else "differs"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Content of `parity.json`."""
         return {
             "format": self.format,

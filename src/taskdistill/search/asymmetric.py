@@ -52,7 +52,7 @@ class AsymmetricPair:
         """From a query's text to its documents."""
         return self.query_milliseconds + self.search_milliseconds
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data."""
         return asdict(self) | {"end_to_end_milliseconds": self.end_to_end_milliseconds}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +106,7 @@ class CachedEncoder:
     def __init__(self, encoder: SearchEncoder) -> None:
         """Wrap an encoder."""
         self._encoder = encoder
-        self._vectors: dict[tuple[str | None, str, str], NDArray[Any]] = {}
+        self._vectors: dict[tuple[str | None, str, str], NDArray[np.floating]] = {}
         self.name, self.embedding_dim = encoder.name, encoder.embedding_dim
         self.space_id, self.model_hash = encoder.space_id, encoder.model_hash
         self.former_space_ids = former_ids(encoder)
@@ -120,7 +119,7 @@ class CachedEncoder:
         prompt_name: str = "document",
         truncate_dim: int | None = None,
         precision: str = "float32",
-    ) -> NDArray[Any]:
+    ) -> NDArray[np.floating]:
         """Return float32 unit rows, embedding what is new; no other precision is remembered."""
         keys = [(task, prompt_name, text) for text in texts]
         new = list(dict.fromkeys(key for key in keys if key not in self._vectors))

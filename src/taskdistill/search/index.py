@@ -124,11 +124,11 @@ class Index:
 
     def search(
         self,
-        queries: Sequence[str] | NDArray[Any],
+        queries: Sequence[str] | NDArray[np.floating],
         top_k: int = 10,
         *,
         encoder: SearchEncoder | None = None,
-        vectors: NDArray[Any] | None = None,
+        vectors: NDArray[np.floating] | None = None,
         oversample: int | None = None,
         filter: Filter | None = None,
         refinement: PrfSettings | bool | None = None,
@@ -202,7 +202,7 @@ class Index:
             )[1]
 
     def add_vectors(
-        self, documents: Sequence[Document], vectors: NDArray[Any], *, space_id: str
+        self, documents: Sequence[Document], vectors: NDArray[np.floating], *, space_id: str
     ) -> IngestReport:
         """Add documents whose vectors are there already, one vector for each whole document.
 
@@ -266,13 +266,9 @@ class Index:
         with self.writing():
             build_bm25(self.snapshot)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Return settings, search defaults, counts and bytes by kind of file as plain data."""
         manifest = self.snapshot.manifest
-        sizes: dict[str, int] = {}
-        for name, entry in manifest.files.items():
-            kind = name.partition("/")[0] if not name.startswith("segments/") else Path(name).stem
-            sizes[kind] = sizes.get(kind, 0) + entry["bytes"]
         return {
             "path": str(self.path),
             **manifest.settings.to_json(),
@@ -285,8 +281,16 @@ class Index:
             "hybrid": manifest.bm25 is not None,
             "search": manifest.search.to_json(),
             "metadata": sorted(self.snapshot.metadata_keys),
-            "bytes": {**sizes, MANIFEST: (self.path / MANIFEST).stat().st_size},
+            "bytes": self.sizes(),
         }
+
+    def sizes(self) -> dict[str, int]:
+        """Return bytes by kind of file."""
+        result: dict[str, int] = {}
+        for name, entry in self.snapshot.manifest.files.items():
+            kind = name.partition("/")[0] if not name.startswith("segments/") else Path(name).stem
+            result[kind] = result.get(kind, 0) + entry["bytes"]
+        return {**result, MANIFEST: (self.path / MANIFEST).stat().st_size}
 
     @contextmanager
     def writing(self) -> Iterator[None]:

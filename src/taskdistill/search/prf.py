@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,7 @@ class PrfSettings:
             )
 
 
-def apply_prf(query: Floats, vectors: NDArray[Any], settings: PrfSettings) -> Floats:
+def apply_prf(query: Floats, vectors: NDArray[np.generic], settings: PrfSettings) -> Floats:
     """Return norm((1 - a) q + a sum_i softmax(<q, d_i> / tau)_i d_i) over the best documents.
 
     `query`: `(dim,)` unit vector. `vectors`: `(K, dim)` vectors of its best documents. Returns

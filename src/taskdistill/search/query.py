@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,7 @@ def query_vectors(
     settings: IndexSettings,
     encoder: SearchEncoder,
     texts: Sequence[str],
-    vectors: NDArray[Any] | None = None,
+    vectors: NDArray[np.floating] | None = None,
 ) -> Floats:
     """Embed queries as an index needs them: `(q, dim)` unit rows.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +139,7 @@ class Rescorer:
             # Not a matrix product: a score must not depend on the other queries of the call.
             self._offsets = (queries * ends[0]).sum(axis=1)
 
-    def __call__(self, query: int, vectors: NDArray[Any]) -> Floats:
+    def __call__(self, query: int, vectors: NDArray[np.generic]) -> Floats:
         """Score `(n, dim)` stored vectors for one query, by its number."""
         # Not BLAS either, which would wake threads of its own.
         products = np.einsum("nd,d->n", vectors.astype(np.float32), self._queries[query])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class SearchEncoder(Protocol):
         prompt_name: str = "document",
         truncate_dim: int | None = None,
         precision: str = "float32",
-    ) -> NDArray[Any]:
+    ) -> NDArray[np.floating]:
         """Return one vector a text, truncated and then normalized."""
         ...
 
@@ -79,7 +79,7 @@ def former_ids(encoder: SearchEncoder) -> tuple[str, ...]:
     return tuple(getattr(encoder, "former_space_ids", ()))
 
 
-def unit_vectors(vectors: NDArray[Any], dim: int, role: str) -> Floats:
+def unit_vectors(vectors: NDArray[np.floating], dim: int, role: str) -> Floats:
     """Check vectors and scale them to length one.
 
     `role`: what they are, to name them in an error: `query` or `document`. Returns `(n, dim)` unit
@@ -146,7 +146,7 @@ class IndexSettings:
         """Bytes of a binary code."""
         return (self.dim + 7) // 8
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data, as the manifest holds it."""
         return asdict(self)
 
@@ -194,7 +194,7 @@ class IndexSettings:
         """Say whether the index is of a space; see `same_space`."""
         return same_space(space_id, former, self.space_id, self.former_space_ids)
 
-    def _check(self, name: str, expected: Any, actual: Any) -> None:
+    def _check(self, name: str, expected: object, actual: object) -> None:
         if expected != actual:
             raise BadInput(
                 f"the index has {name} {expected!r}, but what is given has {actual!r}; use what "
@@ -215,7 +215,7 @@ class SearchDefaults:
     refinement: PrfSettings | None = None
     """How queries are moved, or None."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data, as the manifest holds it."""
         return asdict(self)
 

@@ -159,7 +159,7 @@ class _TuneContext:
         self._queries = dev.judged()
         self._texts = [dev.queries[query] for query in self._queries]
         self._vectors = query_vectors(index.settings, encoder, self._texts)
-        sizes, rows = index.describe()["bytes"], index.snapshot.live_count
+        sizes, rows = index.sizes(), index.snapshot.live_count
         self._bytes = (sizes["codes"] + sizes.get("vectors", 0)) / rows
         self._bm25_bytes = 0 if bm25 is None else bm25.bytes / rows
 

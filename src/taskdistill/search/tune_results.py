@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from taskdistill.search.prf import PrfSettings
 
@@ -80,7 +79,7 @@ class Tuning:
     additions: tuple[Improvement, ...]
     """Hybrid search, refinement and both, at the recommended storage."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data."""
         return asdict(self)
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
@@ -86,7 +85,7 @@ class ContrastResult:
         tail = sum(math.comb(len(signs), k) for k in range(larger, len(signs) + 1))
         return float(min(1.0, 2 * tail / 2 ** len(signs)))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain data, without the draws."""
         return {
             "estimate": self.all.to_json(),

@@ -166,10 +166,9 @@ def compact(index: Annotated[Path, typer.Argument(help="Index folder")]) -> None
     opened.compact()
     if hybrid and opened.snapshot.manifest.bm25 is None:
         opened.build_bm25()
-    state = opened.describe()
     Terminal().line(
-        f"{opened.documents:,} documents, {state['segments']} segments,"
-        f" {sum(state['bytes'].values()):,} bytes -> {index}"
+        f"{opened.documents:,} documents, {len(opened.snapshot.manifest.segments)} segments,"
+        f" {sum(opened.sizes().values()):,} bytes -> {index}"
     )
 
 

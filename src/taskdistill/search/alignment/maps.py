@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +124,7 @@ class AlignedEncoder:
         prompt_name: str = "document",
         truncate_dim: int | None = None,
         precision: str = Precision.FLOAT32.value,
-    ) -> NDArray[Any]:
+    ) -> NDArray[np.floating]:
         """Embed texts into the old space: `(N, E)` unit rows.
 
         `task`: the index's; the new model uses its own. `prompt_name`: which of the new model's

@@ -51,7 +51,7 @@ class Segment:
         self.codes: Codes = array_of(
             *mapped(f"{entry.folder}/codes.npy"), np.uint8, (rows, settings.code_bytes)
         )
-        self.vectors: NDArray[Any] | None = None
+        self.vectors: NDArray[np.generic] | None = None
         if settings.rescore != "none":
             file, content = mapped(f"{entry.folder}/vectors.npy")
             # Candidates lie all over the file: reading ahead would fetch what nobody rescores.

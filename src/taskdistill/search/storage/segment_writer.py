@@ -19,7 +19,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +54,7 @@ class SegmentBlock:
     """Some consecutive documents of a segment, with document numbers that begin at 0."""
 
     codes: Codes
-    vectors: NDArray[Any] | None
+    vectors: NDArray[np.generic] | None
     spans: Rows
     """`(rows, 3)` document, start, end."""
     texts: pa.RecordBatch
@@ -94,7 +93,7 @@ def make_block(
 
 def stored_vectors(
     settings: IndexSettings, ranges: Int8Ranges | None, vectors: Floats
-) -> NDArray[Any] | None:
+) -> NDArray[np.generic] | None:
     """Return vectors in the precision kept for rescoring, or None where the index keeps none."""
     if settings.rescore == "none":
         return None
@@ -103,9 +102,11 @@ def stored_vectors(
     return vectors.astype(RESCORE_TYPES[settings.rescore])
 
 
-def decoded_vectors(stored: NDArray[Any], ranges: Int8Ranges | None) -> Floats:
+def decoded_vectors(stored: NDArray[np.generic], ranges: Int8Ranges | None) -> Floats:
     """Return stored vectors as float32; rounding has left their length near one."""
-    return stored.astype(np.float32) if ranges is None else ranges.decode(stored)
+    if ranges is None:
+        return stored.astype(np.float32)
+    return ranges.decode(np.asarray(stored, np.int8))
 
 
 def canonical_metadata(document: Document) -> str:

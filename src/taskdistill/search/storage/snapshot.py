@@ -103,7 +103,7 @@ class Snapshot:
             for name, place in segment.find(names, hashes).items()
         }
 
-    def vectors(self, rows: Rows) -> NDArray[Any]:
+    def vectors(self, rows: Rows) -> NDArray[np.generic]:
         """Return the vectors of rows in the precision they are kept in.
 
         Raises BadInput if the index keeps none.

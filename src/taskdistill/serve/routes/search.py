@@ -19,6 +19,7 @@ from taskdistill.encode.projected import ProjectedEncoder, in_space
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.quantization import normalize
 from taskdistill.search.filters import Condition, parse_filter
+from taskdistill.search.storage.snapshot import Hit
 from taskdistill.serve.errors import ApiError
 from taskdistill.serve.routes.embeddings import unless_gone
 from taskdistill.serve.schemas import RequestBody, parse, texts_of
@@ -83,7 +84,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
 
     async def find(
         index: SearchIndex, fields: SearchRequest, queries: list[str]
-    ) -> tuple[list[list[Any]], float]:
+    ) -> tuple[list[list[Hit]], float]:
         service = holder.now
         asker = in_space(service.encoder, index.settings.space_id, *index.settings.former_space_ids)
         projected = isinstance(asker, ProjectedEncoder)
@@ -104,16 +105,17 @@ def add_routes(app: FastAPI, site: Site) -> None:
             else result.vectors
         )
 
-        def work() -> tuple[list[list[Any]], float]:
+        def work() -> tuple[list[list[Hit]], float]:
             started = time.monotonic()
-            options: dict[str, Any] = {
-                "filter": fields.filter,
-                "oversample": fields.oversample,
-                "hybrid": fields.hybrid,
-                "refinement": fields.refine,
-            }
             hits = refreshed_index(index).search(
-                queries, fields.top_k, encoder=asker, vectors=vectors, **options
+                queries,
+                fields.top_k,
+                encoder=asker,
+                vectors=vectors,
+                filter=fields.filter,
+                oversample=fields.oversample,
+                hybrid=fields.hybrid,
+                refinement=fields.refine,
             )
             return hits, (time.monotonic() - started) * 1000
 
@@ -171,7 +173,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
         return {key: value for key, value in description.items() if key != "path"}
 
 
-def conditions_of(value: Any) -> tuple[Condition, ...]:
+def conditions_of(value: object) -> tuple[Condition, ...]:
     """Read the filter of a request, before anything is computed for it.
 
     Raises ApiError 400 if it is no filter.
