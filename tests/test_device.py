@@ -30,7 +30,7 @@ from taskdistill.encode.batches import TOKEN_BUDGET
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.placement import assign_devices, default_budget
 from taskdistill.errors import BadInput
-from taskdistill.model.activations import kept_bytes, layer_features
+from taskdistill.model.flops import kept_bytes, layer_features
 from taskdistill.model.folder import write_model
 from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel

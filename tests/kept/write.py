@@ -69,9 +69,9 @@ def static(version: str) -> None:
     tokenizer = TextTokenizer(tiny_tokenizer(), special=False)
     settings = Settings(max_length=1_000_000, matryoshka_dims=(8, 32))
     model = Model(
-        module=StaticModel(torch.randn(320, 32)).eval(),
-        tokenizer=tokenizer,
-        settings=settings,
+        StaticModel(torch.randn(320, 32)).eval(),
+        tokenizer,
+        settings,
         name="kept-static",
         source=HERE,
     )

@@ -13,9 +13,10 @@ from helpers import tiny
 from taskdistill.cli.main import run
 from taskdistill.errors import BadInput
 from taskdistill.model import backbone
+from taskdistill.model.flops import ModelSize, adapter_size, size_of
 from taskdistill.model.sketch import KNOWN, sketch
 from taskdistill.pipeline import setup
-from taskdistill.pipeline.costs import CARD_REACHED, CARDS, ModelSize, adapter_parameters, size_of
+from taskdistill.pipeline.costs import CARD_REACHED, CARDS
 from taskdistill.pipeline.plan import plan_run
 from taskdistill.pipeline.plan_tables import plan_tables
 from taskdistill.progress import SilentProgress
@@ -60,7 +61,7 @@ def test_the_known_architectures(model, parameters, matrix):
     assert size.causal == (KNOWN[model]["model_type"] == "qwen3")
     expected = {"Qwen/Qwen3-0.6B-Base": 20_185_088, "EuroBERT/EuroBERT-210m": 6_782_976}
     if model in expected:
-        assert adapter_parameters(found.backbone, 32) == expected[model]
+        assert adapter_size(found.backbone, 32) == expected[model]
 
 
 def test_work_of_a_forward_pass():

@@ -10,7 +10,7 @@ from torch import nn
 
 from taskdistill.device import AUTO, CPU, accelerators, free_memory_of
 from taskdistill.encode.batches import TOKEN_BUDGET
-from taskdistill.model.activations import passing_bytes
+from taskdistill.model.flops import passing_bytes
 from taskdistill.model.student import StaticModel, TransformerModel
 
 SHARE = 0.4

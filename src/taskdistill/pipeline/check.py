@@ -11,13 +11,13 @@ from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.io.atomic import check_place
 from taskdistill.io.protection import check_writable
 from taskdistill.model.backbone import longest_text
+from taskdistill.model.flops import ModelSize, size_of
 from taskdistill.model.layout import longest_input
 from taskdistill.model.lora import lora_config
 from taskdistill.model.model import Model
 from taskdistill.model.rope import rope_theta
 from taskdistill.model.sketch import ModelSketch, sketch
 from taskdistill.model.student import TransformerModel
-from taskdistill.pipeline.costs import ModelSize, size_of
 from taskdistill.pipeline.resume import check_run_folder
 from taskdistill.pipeline.setup import start_student
 from taskdistill.pipeline.teacher_store import store_root

@@ -1,16 +1,12 @@
-"""Floating-point work and memory of a transformer, from its architecture alone."""
+"""What a phase takes on a card: its token budgets and its memory, from the architecture alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel
 
-from taskdistill.model.activations import kept_bytes
-from taskdistill.model.layers import layers_of
-from taskdistill.model.lora import linear_names
+from taskdistill.model.flops import STATE_BYTES, adapter_size, count_parameters, kept_bytes
 from taskdistill.model.student import TransformerModel
 from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, StaticConfig
 from taskdistill.train.budget import Budget, choose_budget
@@ -45,63 +41,6 @@ CARD_REACHED = 0.4
 where there is one.
 """
 
-STATE_BYTES = 16
-"""Bytes a trained weight: itself, its gradient and AdamW's two moments, all in float32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """What decides the cost of a backbone."""
-
-    parameters: int
-    matrix: int
-    """Weights of the linear maps of all layers: those that every token is multiplied with."""
-    layers: int
-    width: int
-    attention: int
-    """Query heads times head size, of all layers together."""
-    causal: bool
-
-    def forward(self, tokens: float) -> float:
-        """Count the work of one text's forward pass.
-
-        Returns floating-point operations: two for each weight and
-        token, and four for each pair of tokens that attend, head size and head.
-        """
-        pairs = tokens * tokens * (0.5 if self.causal else 1.0)
-        return 2.0 * self.matrix * tokens + 4.0 * self.attention * pairs
-
-
-def size_of(backbone: PreTrainedModel) -> ModelSize:
-    """Measure an architecture; weights may be on the meta device."""
-    config, layers, names = backbone.config, layers_of(backbone), set(linear_names(backbone))
-    matrix = sum(
-        p.numel()
-        for name, p in layers.named_parameters()
-        if p.ndim == 2 and name.rsplit(".", 2)[-2] in names
-    )
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return ModelSize(
-        parameters=sum(p.numel() for p in backbone.parameters()),
-        matrix=matrix,
-        layers=len(layers),
-        width=config.hidden_size,
-        attention=len(layers) * config.num_attention_heads * head,
-        causal=config.model_type in ("qwen3", "llama", "mistral")
-        and getattr(config, "is_causal", True) is not False,
-    )
-
-
-def adapter_parameters(backbone: PreTrainedModel, rank: int) -> int:
-    """Count the weights of a LoRA adapter on every linear map."""
-    names = set(linear_names(backbone))
-    maps = [
-        p
-        for name, p in layers_of(backbone).named_parameters()
-        if p.ndim == 2 and name.rsplit(".", 2)[-2] in names
-    ]
-    return sum(rank * (p.shape[0] + p.shape[1]) for p in maps)
-
 
 def card_budget(
     config: PhaseConfig | StaticConfig, module: TransformerModel, card: Gpu, precision: str
@@ -115,20 +54,21 @@ def card_budget(
         return None
     return choose_budget(
         module,
-        _trained(config, module),
+        trained_weights(config, module),
         device=torch.device("cuda"),
         compute=_compute(precision),
         micro_batch_tokens=config.micro_batch_tokens,
-        free=card.gigabytes * 10**9 - 4 * _weights(module),
+        free=card.gigabytes * 10**9 - 4 * count_parameters(module.backbone),
     )
 
 
 def card_memory(
     config: PhaseConfig | StaticConfig,
     module: TransformerModel,
+    precision: str,
+    *,
     budget: Budget | None,
     batch_tokens: float,
-    precision: str,
 ) -> float:
     """Estimate what a phase takes on a card.
 
@@ -146,9 +86,9 @@ def card_memory(
         if batch_tokens <= budget.keep_tokens
         else max(budget.micro_batch_tokens, longest)
     )
-    frozen = _weights(module) if isinstance(config, AdapterConfig) else 0
+    frozen = count_parameters(module.backbone) if isinstance(config, AdapterConfig) else 0
     return (
-        STATE_BYTES * _trained(config, module)
+        STATE_BYTES * trained_weights(config, module)
         + 4 * frozen
         + tokens * kept_bytes(module.backbone, _compute(precision))
     )
@@ -158,13 +98,8 @@ def _compute(precision: str) -> torch.dtype | None:
     return torch.bfloat16 if precision in ("auto", "bfloat16") else None
 
 
-def _trained(config: PhaseConfig, module: TransformerModel) -> int:
-    return (
-        adapter_parameters(module.backbone, config.rank)
-        if isinstance(config, AdapterConfig)
-        else _weights(module)
-    )
-
-
-def _weights(module: TransformerModel) -> int:
-    return sum(p.numel() for p in module.backbone.parameters())
+def trained_weights(config: PhaseConfig, module: TransformerModel) -> int:
+    """Count the weights that a phase trains: those of its adapter, or all."""
+    if isinstance(config, AdapterConfig):
+        return adapter_size(module.backbone, config.rank)
+    return count_parameters(module.backbone)

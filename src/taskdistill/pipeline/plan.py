@@ -16,15 +16,18 @@ from taskdistill.data.batches import BatchPlan, describe
 from taskdistill.device import device_name
 from taskdistill.encode.batches import cores
 from taskdistill.errors import WorkFailed
-from taskdistill.model.activations import kept_bytes
-from taskdistill.model.flops import matrix_parameters
+from taskdistill.model.flops import (
+    STATE_BYTES,
+    count_parameters,
+    kept_bytes,
+    matrix_parameters,
+)
 from taskdistill.model.layers import layers_of
-from taskdistill.model.model import Model
 from taskdistill.model.prune_vocabulary import replace_embeddings
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.pipeline.check import check_models, check_recipe, check_sets
-from taskdistill.pipeline.costs import adapter_parameters
+from taskdistill.pipeline.costs import trained_weights
 from taskdistill.pipeline.pairing import choose_start
 from taskdistill.pipeline.plan_remote import is_remote, plan_remote
 from taskdistill.pipeline.profile import matrix_rate
@@ -50,6 +53,9 @@ TRAINING_FACTOR = 3
 
 FROZEN_FACTOR = 2
 """The same where gradients go through the layers and none is formed of their weights."""
+
+LIBRARY_BYTES = 700e6
+"""What Python, torch and the other libraries take of memory."""
 
 REACHED = 0.5
 """Share of the measured matrix-multiply rate that training and encoding reach; see
@@ -87,11 +93,12 @@ def plan_run(
         root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", progress)
         if student is None:
             return plan_remote(recipe, root, progress, card)
-        assert isinstance(student.module, TransformerModel)
+        module = student.module
+        assert isinstance(module, TransformerModel)
         check_sets(recipe, root)
         inputs = load_inputs(recipe, root, progress)
         if recipe.student.vocabulary is not None:
-            _replace_vocabulary(student, recipe.student.vocabulary)
+            _replace_vocabulary(module, student.tokenizer, recipe.student.vocabulary)
         plans = make_plans(recipe, inputs)
         rate = matrix_rate(device=device, dtype=arithmetic.compute or torch.float32)
         phases: dict[str, dict[str, Any]] = {}
@@ -115,11 +122,13 @@ def plan_run(
             ]
             if recipe.student.vocabulary is not None and not phases:
                 cutter = _learned_tokenizer(recipe.student.vocabulary, student.tokenizer, batches)
-            phases[name] = _phase_cost(name, phase, plan, batches, cutter, student, rate)
+            counts = [_count_tokens(texts, cutter, phase.max_length) for texts in batches]
+            matrix = 0 if name == "static" else matrix_parameters(module)
+            phases[name] = _phase_cost(phase, plan, counts, matrix=matrix, rate=rate)
             if name != "static":
                 budget = choose_budget(
-                    student.module,
-                    _trained(phase, student),
+                    module,
+                    trained_weights(phase, module),
                     device=device,
                     compute=arithmetic.compute,
                     micro_batch_tokens=phase.micro_batch_tokens,
@@ -127,8 +136,10 @@ def plan_run(
                 phases[name]["budget"] = budget.to_json()
         count = sum(len(texts) for texts in needed.values())
         tokens = _teacher_tokens(recipe, student.tokenizer, needed)
-    width = recipe.teacher.embedding_dim or _teacher_width(recipe, student)
-    teacher_flops = _forward_flops(recipe, student)
+    from_teacher = recipe.student.init == "teacher"
+    width = recipe.teacher.embedding_dim or (module.embedding_dim if from_teacher else 1024)
+    teacher_flops = _teacher_flops(recipe, module) if from_teacher else None
+    store_bytes = count * (2 * width + 16)
     return {
         "recipe": recipe.name,
         "machine": {
@@ -147,15 +158,13 @@ def plan_run(
                 if teacher_flops is None
                 else round(tokens * teacher_flops / (rate * REACHED) / 60, 1)
             ),
-            "disk_megabytes": round(count * (2 * width + 16) / 1e6, 1),
+            "disk_megabytes": round(store_bytes / 1e6, 1),
         },
         "total": {
             "steps": sum(phase["steps"] for phase in phases.values()),
             "training_minutes": round(sum(phase["minutes"] for phase in phases.values()), 1),
-            "memory_megabytes": _memory(student, phases, arithmetic.compute),
-            "disk_megabytes": round(
-                count * (2 * width + 16) / 1e6 + 6 * _parameters(student) * 4 / 1e6, 1
-            ),
+            "memory_megabytes": _memory(module, phases, arithmetic.compute),
+            "disk_megabytes": round(store_bytes / 1e6 + 6 * count_parameters(module) * 4 / 1e6, 1),
         },
         "formula": (
             "forward = 2 x matrix parameters x tokens; a training step = 3 forwards, 2 under "
@@ -166,13 +175,14 @@ def plan_run(
     }
 
 
-def _replace_vocabulary(student: Model, settings: StudentVocabConfig) -> None:
+def _replace_vocabulary(
+    module: TransformerModel, tokenizer: TextTokenizer, settings: StudentVocabConfig
+) -> None:
     """Give a student without weights the token table of the vocabulary that the run will learn."""
-    assert isinstance(student.module, TransformerModel)
-    width = student.module.backbone.get_input_embeddings().weight.shape[1]
-    words = len(whole_words(student.tokenizer)) if settings.keep_words else 0
+    width = module.backbone.get_input_embeddings().weight.shape[1]
+    words = len(whole_words(tokenizer)) if settings.keep_words else 0
     table = torch.empty(settings.size + words, width, device="meta")
-    replace_embeddings(student.module, table, {})
+    replace_embeddings(module, table, {})
 
 
 def _learned_tokenizer(
@@ -189,26 +199,21 @@ def _learned_tokenizer(
         return initial
 
 
+def _count_tokens(texts: Sequence[str], tokenizer: TextTokenizer, max_length: int) -> int:
+    return sum(map(len, tokenizer.ids(list(texts), prompt="", max_length=max_length).ids))
+
+
 def _phase_cost(
-    name: str,
-    phase: PhaseConfig,
-    plan: BatchPlan,
-    batches: Sequence[Sequence[str]],
-    cutter: TextTokenizer,
-    student: Model,
-    rate: float,
+    phase: PhaseConfig, plan: BatchPlan, counts: Sequence[int], *, matrix: int, rate: float
 ) -> dict[str, Any]:
-    counts = [
-        sum(len(row) for row in cutter.ids(list(texts), prompt="", max_length=phase.max_length).ids)
-        for texts in batches
-    ]
+    """Estimate a phase from the tokens of some of its batches; `matrix` is 0 without matrices."""
     tokens = int(np.mean(counts) * phase.steps)
     factor = (
         FROZEN_FACTOR
         if isinstance(phase, Stage1Config) and phase.freeze_layers
         else TRAINING_FACTOR
     )
-    flops = 0.0 if name == "static" else factor * 2 * _matrix_parameters(student) * tokens
+    flops = float(factor * 2 * matrix * tokens)
     if isinstance(phase, AdapterConfig):
         flops *= 2 / 3 + 0.2
     return {
@@ -218,12 +223,7 @@ def _phase_cost(
         "largest_batch_tokens": max(counts),
         "minutes": round(flops / (rate * REACHED) / 60, 1),
         "sources": [
-            {
-                "name": each["name"],
-                "rows": each["rows"],
-                "batches": each["batches"],
-                "epochs": each["epochs"],
-            }
+            {key: each[key] for key in ("name", "rows", "batches", "epochs")}
             for each in describe(plan, phase.steps)
         ],
     }
@@ -240,50 +240,21 @@ def _teacher_tokens(
     return int(total)
 
 
-def _teacher_width(recipe: Recipe, student: Model) -> int:
-    if recipe.student.init == "teacher":
-        return student.module.embedding_dim
-    return 1024
-
-
-def _forward_flops(recipe: Recipe, student: Model) -> float | None:
-    """Floating-point work of the teacher per token, where the student came from it."""
-    if recipe.student.init != "teacher" or not isinstance(student.module, TransformerModel):
-        return None
+def _teacher_flops(recipe: Recipe, module: TransformerModel) -> float:
+    """Floating-point work of the teacher per token, from a student that has its layers."""
     from transformers import AutoConfig
 
     from taskdistill.model.backbone import resolve
 
     all_layers = AutoConfig.from_pretrained(resolve(recipe.teacher.model)).num_hidden_layers
-    return (
-        2.0
-        * _matrix_parameters(student)
-        * int(all_layers)
-        / len(layers_of(student.module.backbone))
-    )
+    layers = len(layers_of(module.backbone))
+    return 2.0 * matrix_parameters(module) * int(all_layers) / layers
 
 
-def _matrix_parameters(student: Model) -> int:
-    assert isinstance(student.module, TransformerModel)
-    return matrix_parameters(student.module)
-
-
-def _parameters(student: Model) -> int:
-    return sum(p.numel() for p in student.module.parameters())
-
-
-def _trained(phase: PhaseConfig, student: Model) -> int:
-    assert isinstance(student.module, TransformerModel)
-    return (
-        adapter_parameters(student.module.backbone, phase.rank)
-        if isinstance(phase, AdapterConfig)
-        else _parameters(student)
-    )
-
-
-def _memory(student: Model, phases: Mapping[str, Any], compute: torch.dtype | None) -> int:
+def _memory(
+    module: TransformerModel, phases: Mapping[str, Any], compute: torch.dtype | None
+) -> int:
     """Weights, gradients, two moments, the graphs of the largest batch kept, and the libraries."""
-    assert isinstance(student.module, TransformerModel)
     tokens = [
         min(phase["largest_batch_tokens"], phase["budget"]["keep_tokens"])
         for phase in phases.values()
@@ -291,9 +262,9 @@ def _memory(student: Model, phases: Mapping[str, Any], compute: torch.dtype | No
     ]
     return int(
         (
-            700e6
-            + 16 * _parameters(student)
-            + max(tokens, default=0) * kept_bytes(student.module.backbone, compute)
+            LIBRARY_BYTES
+            + STATE_BYTES * count_parameters(module)
+            + max(tokens, default=0) * kept_bytes(module.backbone, compute)
         )
         / 1e6
     )

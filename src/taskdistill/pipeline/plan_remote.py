@@ -11,24 +11,14 @@ from typing import Any
 
 from taskdistill.data.sources import HUB
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.model.backbone import EMBEDDED, longest_text
-from taskdistill.model.layers import keep_layers
-from taskdistill.model.rope import set_rope_theta
+from taskdistill.model.backbone import EMBEDDED
+from taskdistill.model.flops import STATE_BYTES, ModelSize, adapter_size, size_of
 from taskdistill.model.sketch import sketch
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.pipeline.check import check_sets, check_student, sketch_origin, sketch_teacher
-from taskdistill.pipeline.costs import (
-    CARD_REACHED,
-    CARDS,
-    STATE_BYTES,
-    ModelSize,
-    adapter_parameters,
-    card_budget,
-    card_memory,
-    size_of,
-)
-from taskdistill.pipeline.setup import matryoshka_dims
+from taskdistill.pipeline.costs import CARD_REACHED, CARDS, card_budget, card_memory
+from taskdistill.pipeline.setup import as_phase, matryoshka_dims, shape_backbone
 from taskdistill.pipeline.source_sizes import (
     BYTES_PER_TOKEN,
     FIELDS,
@@ -42,7 +32,7 @@ from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, StaticConfig
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.tasks import TASKS, Task
 from taskdistill.train.budget import Budget
-from taskdistill.train.phases import distils, phase_task, static_phase
+from taskdistill.train.phases import distils, phase_task
 from taskdistill.types import Pooling, RowKind
 
 
@@ -84,7 +74,9 @@ def plan_remote(recipe: Recipe, root: Path, progress: Progress, card: str) -> di
         for name, settings in recipe.phases().items()
     }
     phases = {
-        name: _phase(name, settings, recipe, sources, student, rate, budgets[name])
+        name: _phase(
+            name, settings, recipe, sources, student=student, rate=rate, budget=budgets[name]
+        )
         for name, settings in recipe.phases().items()
     }
     needed: dict[tuple[str, str, str], float] = {}
@@ -110,7 +102,11 @@ def plan_remote(recipe: Recipe, root: Path, progress: Progress, card: str) -> di
     store = texts * (2 * width + 16)
     memory = {
         name: card_memory(
-            settings, module, budgets[name], phases[name]["largest_batch_tokens"], recipe.precision
+            settings,
+            module,
+            recipe.precision,
+            budget=budgets[name],
+            batch_tokens=phases[name]["largest_batch_tokens"],
         )
         for name, settings in recipe.phases().items()
     }
@@ -185,16 +181,7 @@ def _student(recipe: Recipe, progress: Progress) -> tuple[TransformerModel, Text
     model = sketch(init, trust_remote_code=settings.trust_remote_code)
     backbone = model.backbone
     progress.note(f"student {init}: {sketch_origin(model)}")
-    if settings.layers is not None:
-        keep_layers(backbone, settings.layers)
-    positions = longest_text(backbone, settings.max_length)
-    if settings.max_length > positions:
-        raise BadInput(
-            f"student.max_length is {settings.max_length}, the backbone has positions for "
-            f"{positions}; set it to that or less"
-        )
-    if settings.rope_theta is not None:
-        set_rope_theta(backbone, settings.rope_theta)
+    shape_backbone(backbone, settings)
     if settings.pooling is None and model.folder is None:
         raise BadInput(
             "student.pooling is missing and the initial model is not at hand to name one; give "
@@ -249,11 +236,12 @@ def _phase(
     config: PhaseConfig | StaticConfig,
     recipe: Recipe,
     sources: Mapping[str, SourceSize],
+    *,
     student: ModelSize,
     rate: float,
     budget: Budget | None,
 ) -> dict[str, Any]:
-    settings = static_phase(config) if isinstance(config, StaticConfig) else config
+    settings = as_phase(config)
     task, work, tokens, largest, shown = phase_task(name), 0.0, 0.0, 0.0, []
     for source, (sampled, size, length) in _rows_of_sources(name, settings, sources).items():
         source_config = recipe.data.sources[source]
@@ -308,7 +296,7 @@ def _needed(
 
     Source, field and view to their number.
     """
-    settings = static_phase(config) if isinstance(config, StaticConfig) else config
+    settings = as_phase(config)
     task, texts = phase_task(name), dict[tuple[str, str, str], float]()
     if not distils(name, settings):
         return {}
@@ -338,7 +326,7 @@ def _teacher_length(recipe: Recipe, tokens: float, view: str) -> float:
 
 def _adapters(recipe: Recipe, module: TransformerModel) -> dict[str, int]:
     return {
-        task.value: adapter_parameters(module.backbone, adapter.rank)
+        task.value: adapter_size(module.backbone, adapter.rank)
         for task, adapter in recipe.adapters.items()
     }
 

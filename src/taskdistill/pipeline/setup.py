@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from taskdistill.data.batches import BatchPlan
 from taskdistill.data.rows import Dataset, hash_rows, row_texts
@@ -32,6 +33,7 @@ from taskdistill.model.tokenizer import TextTokenizer, end_token
 from taskdistill.progress import Progress
 from taskdistill.recipe.phases import PhaseConfig, Stage1Config, StaticConfig
 from taskdistill.recipe.recipe import Recipe
+from taskdistill.recipe.student import StudentConfig
 from taskdistill.seeding import torch_seed
 from taskdistill.train.phases import make_plan, static_phase
 from taskdistill.types import MANIFEST, Pooling
@@ -175,7 +177,7 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
     tokenizer = TextTokenizer.load(named)
     if settings.init == "config":
         assert settings.config is not None
-        torch.manual_seed(torch_seed(recipe.seed))
+        torch.manual_seed(torch_seed(recipe.seed))  # the weights are drawn here
         backbone = build_backbone(settings.config, device="cpu" if weights else "meta")
         pooling = settings.pooling
     else:
@@ -191,22 +193,13 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
             "student.pooling is missing and the initial model names none; give last, mean or cls"
         )
     _end_texts(tokenizer, settings.end_token, pooling, named)
-    if settings.layers is not None:
-        keep_layers(backbone, settings.layers)
     without_dropout(backbone)
-    positions = longest_text(backbone, settings.max_length)
-    if settings.max_length > positions:
-        raise BadInput(
-            f"student.max_length is {settings.max_length}, the backbone has positions for "
-            f"{positions}; set it to that or less"
-        )
+    shape_backbone(backbone, settings)
     if len(tokenizer) > backbone.config.vocab_size:
         raise BadInput(
             f"the tokenizer has {len(tokenizer)} ids, the backbone's token table "
             f"{backbone.config.vocab_size} rows; give its own tokenizer"
         )
-    if settings.rope_theta is not None:
-        set_rope_theta(backbone, settings.rope_theta)
     module = TransformerModel(backbone, pooling)
     if weights:
         stages = [phase for phase in recipe.phases().values() if isinstance(phase, Stage1Config)]
@@ -221,6 +214,23 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
     return Model(
         module=module.eval(), tokenizer=tokenizer, settings=facts, name=recipe.name, source=named
     )
+
+
+def shape_backbone(backbone: PreTrainedModel, settings: StudentConfig) -> None:
+    """Keep the layers that a recipe names, at its RoPE theta; weights may be absent.
+
+    Raises BadInput if the student would read more tokens than its backbone has positions for.
+    """
+    if settings.layers is not None:
+        keep_layers(backbone, settings.layers)
+    positions = longest_text(backbone, settings.max_length)
+    if settings.max_length > positions:
+        raise BadInput(
+            f"student.max_length is {settings.max_length}, the backbone has positions for "
+            f"{positions}; set it to that or less"
+        )
+    if settings.rope_theta is not None:
+        set_rope_theta(backbone, settings.rope_theta)
 
 
 def matryoshka_dims(dims: list[int], width: int) -> tuple[int, ...]:

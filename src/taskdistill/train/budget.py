@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from taskdistill.device import CPU, free_memory_of
-from taskdistill.model.activations import kept_bytes
+from taskdistill.model.flops import kept_bytes
 from taskdistill.model.student import TransformerModel
 from taskdistill.recipe.phases import MICRO_BATCH_TOKENS
 from taskdistill.train.distributed import ProcessGroup
