@@ -44,7 +44,7 @@ from taskdistill.quantization import fit_ranges, pack_bits, truncate
 from taskdistill.recipe.recipe import FIRST, load_recipe
 from taskdistill.stats.intervals import interval, paired_difference
 from taskdistill.tasks import Task
-from taskdistill.teacher.make import make_teacher
+from taskdistill.teacher.local import make_teacher
 from taskdistill.teacher.store import open_views
 from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.log import Log

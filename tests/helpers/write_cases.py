@@ -18,7 +18,7 @@ from helpers import tiny
 from taskdistill.cli.main import run
 from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
-from taskdistill.model.space_id import base_space_id
+from taskdistill.model.model import base_space_id
 
 Tree = dict[str, tuple[int, int | None, object]]
 

@@ -22,7 +22,7 @@ from taskdistill.io.json import open_regular, read_file
 from taskdistill.io.sealed import seal_json
 from taskdistill.model.backbone import read_json
 from taskdistill.model.folder import write_model
-from taskdistill.model.space_id import base_space_id
+from taskdistill.model.model import base_space_id
 from taskdistill.recipe.recipe import load_recipe
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document

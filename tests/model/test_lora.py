@@ -14,7 +14,7 @@ from helpers import tiny
 from torch import nn
 
 from taskdistill.errors import BadInput
-from taskdistill.model.backbone import weights_hash
+from taskdistill.model.fingerprint import weights_hash
 from taskdistill.model.lora import (
     SeededDropout,
     adapter_parameters,

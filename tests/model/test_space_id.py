@@ -22,8 +22,7 @@ from taskdistill.errors import BadInput
 from taskdistill.io.folders import file_table, read_manifest
 from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.golden import embed_with, golden_vectors
-from taskdistill.model.model import Model
-from taskdistill.model.space_id import base_space_id
+from taskdistill.model.model import Model, base_space_id
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index

@@ -30,7 +30,7 @@ from taskdistill.evaluate.datasets import EvalSelection
 from taskdistill.io.folders import read_manifest
 from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.merging import weights_of
-from taskdistill.model.space_id import base_space_id
+from taskdistill.model.model import base_space_id
 from taskdistill.pipeline.train import train
 from taskdistill.progress import SilentProgress
 from taskdistill.recipe.recipe import parse_recipe

@@ -13,7 +13,7 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.http import HttpTeacher
-from taskdistill.teacher.make import make_teacher
+from taskdistill.teacher.local import make_teacher
 from taskdistill.teacher.protocol import TeacherIdentity
 from taskdistill.teacher.store import open_store
 

@@ -21,8 +21,7 @@ from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.teacher.fill import fill_store
-from taskdistill.teacher.local import LocalTeacher
-from taskdistill.teacher.make import make_teacher
+from taskdistill.teacher.local import LocalTeacher, make_teacher
 from taskdistill.teacher.protocol import TeacherIdentity, release
 from taskdistill.teacher.store import open_views, store_folder
 from taskdistill.types import MANIFEST

@@ -12,7 +12,7 @@ from helpers.teacher_fakes import stored, vector
 from taskdistill.errors import BadInput
 from taskdistill.recipe.teacher import InstructionConfig, TeacherConfig
 from taskdistill.teacher.fill import fill_store
-from taskdistill.teacher.make import make_teacher
+from taskdistill.teacher.local import make_teacher
 from taskdistill.teacher.precomputed import PrecomputedTeacher
 from taskdistill.teacher.protocol import view_text
 from taskdistill.teacher.store import open_views

@@ -26,7 +26,7 @@ from taskdistill.data.rows import Dataset
 from taskdistill.device import CPU
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.sealed import read_sealed, write_sealed
-from taskdistill.model.backbone import weights_hash
+from taskdistill.model.fingerprint import weights_hash
 from taskdistill.model.model import Model
 from taskdistill.model.rope import rope_theta
 from taskdistill.model.student import TransformerModel
@@ -35,7 +35,7 @@ from taskdistill.pipeline.teacher_store import store_root
 from taskdistill.progress import Progress, SilentProgress
 from taskdistill.tasks import Task
 from taskdistill.teacher.fill import fill_store
-from taskdistill.teacher.make import make_teacher
+from taskdistill.teacher.local import make_teacher
 from taskdistill.teacher.protocol import Teacher, View, release
 from taskdistill.teacher.store import TeacherStore, open_views
 from taskdistill.train.arithmetic import Arithmetic, choose_arithmetic, training_device

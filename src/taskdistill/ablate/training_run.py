@@ -36,7 +36,7 @@ from taskdistill.io.folders import versions
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.outputs import remove_names
 from taskdistill.io.sealed import read_sealed, write_sealed
-from taskdistill.model.backbone import weights_hash
+from taskdistill.model.fingerprint import weights_hash
 from taskdistill.model.folder import write_model
 from taskdistill.model.inference import put_rope, read_rope
 from taskdistill.model.model import Model

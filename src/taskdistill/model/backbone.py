@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -258,16 +257,3 @@ def without_dropout(backbone: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if RANDOM_PARTS.search(name) and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def weights_hash(module: nn.Module, *, skip: str = "lora_") -> str:
-    """Hash the weights of a module, to prove that they did not move.
-
-    Returns 64 hexadecimal digits over names and bytes.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.named_parameters()):
-        if skip not in name:
-            digest.update(name.replace(".base_layer.", ".").encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

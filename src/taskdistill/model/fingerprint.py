@@ -4,9 +4,13 @@ decide vectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from taskdistill.io.atomic import sha256_file
 from taskdistill.io.sealed import hash_json
@@ -96,3 +100,25 @@ def fingerprint(files: Mapping[str, str]) -> str:
         if not name.endswith(".safetensors.index.json")
     }
     return hash_json(chosen) if files else ""
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Hash the base weights of a module, adapters aside, to prove that they did not move.
+
+    Returns 64 hexadecimal digits over names and bytes.
+    """
+    digest = hashlib.sha256()
+    for part in weight_bytes(module):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def weight_bytes(module: nn.Module) -> Iterator[bytes]:
+    """Give names and bytes of a module's base weights, the same whether adapters are attached or
+    not.
+    """
+    for name, tensor in sorted(module.named_parameters()):
+        if "lora_" not in name:
+            yield name.replace(".base_layer.", ".").encode()
+            # As bytes, for numpy has no bfloat16.
+            yield tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -36,11 +36,10 @@ from taskdistill.model.layout import (
     read_pooling,
 )
 from taskdistill.model.lora import load_adapter, save_adapter
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model, ModelSettings, base_space_id
 from taskdistill.model.projection import Projection
 from taskdistill.model.rope import rope_theta, set_rope_theta
 from taskdistill.model.safety import check_folder_files, check_safetensors, task_folder
-from taskdistill.model.space_id import base_space_id, former_space_ids
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.types import MANIFEST
@@ -263,12 +262,14 @@ def manifest_settings(
             f"{folder}/{MANIFEST} lacks a field or holds another type ({error}); copy the folder"
             " again"
         ) from None
-    return replace(
-        settings,
-        former_space_ids=former_space_ids(
-            settings, space_id(files, vars(settings)), manifest["format_version"]
-        ),
-    )
+    # Since manifests say the present id too, the earlier ones hold only where nothing of the space
+    # was changed since the folder was written; older manifests say nothing but an earlier one.
+    present = space_id(files, vars(settings))
+    if manifest["format_version"] >= 2:
+        former = settings.former_space_ids if settings.space_id == present else []
+    else:
+        former = [settings.space_id] if settings.space_id else []
+    return replace(settings, former_space_ids=former)
 
 
 def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:

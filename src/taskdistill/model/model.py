@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 
-from taskdistill.model.fingerprint import fingerprint, model_hash, space_id
+from taskdistill.model.fingerprint import (
+    fingerprint,
+    model_hash,
+    space_id,
+    weight_bytes,
+    weights_hash,
+)
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
@@ -79,3 +86,37 @@ class Model:
         as earlier versions made them.
         """
         return [*self.settings.extends, *([fingerprint(self.files)] if self.files else [])]
+
+
+def base_space_id(model: Model) -> str:
+    """Hash the base of a model in memory, as space ids were made before they were made of files and
+    settings.
+
+    `model`: the model, in float32. Returns 32 hexadecimal digits.
+    """
+    digest = hashlib.sha256(model.tokenizer.to_json().encode())
+    digest.update(
+        f"{_pooling(model)} {model.settings.rope_theta}"
+        f" {sorted((str(name), text) for name, text in model.settings.prompts.items())}".encode()
+    )
+    for part in weight_bytes(model.module):
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def memory_files(model: Model) -> dict[str, str]:
+    """Hash what stands for the deciding files of a base that is never written, so that its scores
+    can be kept under its hash.
+
+    Returns what stands for `Model.files`.
+    """
+    tokenizer = hashlib.sha256(model.tokenizer.to_json().encode()).hexdigest()
+    return {
+        "weights": weights_hash(model.module),
+        "tokenizer.json": tokenizer,
+        "pooling": _pooling(model),
+    }
+
+
+def _pooling(model: Model) -> str:
+    return model.module.pooling.value if isinstance(model.module, TransformerModel) else "static"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taskdistill.errors import BadInput
-from taskdistill.model.layers import fixed_layers, keep_layers, layers_of, only_layers
+from taskdistill.model.layers import fixed_layers, layers_of, only_layers
 from taskdistill.model.student import TransformerModel
 
 GATED = ("gate_proj", "up_proj", "down_proj")
@@ -67,11 +67,6 @@ def choose_layers(
                 progress(tried, total)
         cosine, layers_left = max(result, key=lambda one: one[0])
     return layers_left, cosine
-
-
-def keep_only(module: TransformerModel, layers: Sequence[int]) -> None:
-    """Drop all but some layers of a model, in place."""
-    keep_layers(module.backbone, layers)
 
 
 def narrow(module: TransformerModel, ids: Sequence[np.ndarray], width: int) -> None:

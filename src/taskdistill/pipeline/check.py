@@ -26,7 +26,7 @@ from taskdistill.progress import Progress
 from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, StaticConfig
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.recipe.teacher import TeacherConfig
-from taskdistill.teacher.make import check_teacher, make_teacher
+from taskdistill.teacher.local import check_dim, check_length, check_teacher, make_teacher
 
 
 def check_recipe(recipe: Recipe, out: Path) -> None:
@@ -172,16 +172,8 @@ def sketch_teacher(settings: TeacherConfig, progress: Progress | None = None) ->
         progress.note(f"teacher {settings.model}: {sketch_origin(model)}")
     size, positions = size_of(model.backbone), longest_text(model.backbone, settings.max_length)
     positions = positions if model.folder is None else longest_input(model.folder, positions)
-    if settings.max_length > positions:
-        raise BadInput(
-            f"teacher.max_length is {settings.max_length}, but {settings.model!r} reads at most "
-            f"{positions} tokens; set it to that or less"
-        )
-    if settings.embedding_dim not in (None, size.width):
-        raise BadInput(
-            f"teacher.embedding_dim is {settings.embedding_dim}, but {settings.model!r} has "
-            f"{size.width}; correct the recipe"
-        )
+    check_length(settings.max_length, settings.model, positions)
+    check_dim(settings, size.width)
     return size
 
 

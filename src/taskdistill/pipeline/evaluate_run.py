@@ -20,8 +20,7 @@ from taskdistill.evaluate.set_runner import EvalOptions
 from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.io.folders import versions
 from taskdistill.model.backbone import load_backbone, resolve
-from taskdistill.model.model import Model
-from taskdistill.model.space_id import memory_files
+from taskdistill.model.model import Model, memory_files
 from taskdistill.pipeline.check import evaluation_sets
 from taskdistill.pipeline.context import RunContext
 from taskdistill.pipeline.profile import matrix_rate, where_time_went

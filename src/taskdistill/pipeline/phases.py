@@ -18,7 +18,7 @@ from torch import nn
 from taskdistill.device import CPU
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.averaging import average
-from taskdistill.model.backbone import weights_hash
+from taskdistill.model.fingerprint import weights_hash
 from taskdistill.model.inference import inference_view, put_rope, read_rope
 from taskdistill.model.model import Model
 from taskdistill.model.projection import Projection

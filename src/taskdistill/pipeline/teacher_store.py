@@ -13,7 +13,7 @@ from taskdistill.pipeline.setup import as_phase, make_plans
 from taskdistill.recipe.recipe import FIRST, Recipe
 from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.teacher.fill import fill_store
-from taskdistill.teacher.make import make_teacher
+from taskdistill.teacher.local import make_teacher
 from taskdistill.teacher.protocol import LookupTeacher, RunsHere, Teacher, View, apply_template
 from taskdistill.teacher.store import TeacherStore, open_views
 from taskdistill.train.log import read_lines

@@ -29,6 +29,7 @@ from taskdistill.teacher.recheck import (
     SAMPLES,
     Disagreement,
     Recheck,
+    embed_rows,
     refuse_equal,
 )
 from taskdistill.teacher.shards import leftovers
@@ -179,16 +180,9 @@ class _Filling:
             self.recheck.confirm(retry=retry)
 
     def _embed(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        asker = self.recheck or self.teacher
-        vectors = asker.embed(
-            [apply_template(self.store.instruction, self.texts[i]) for i in places]
-        )
-        if vectors.ndim != 2 or len(vectors) != len(places):
-            raise BadInput(
-                f"the teacher {self.teacher.identity.model!r} returned vectors of shape"
-                f" {vectors.shape} for {len(places)} texts; it must return one row a text; nothing"
-                " of this batch was stored"
-            )
+        texts = [apply_template(self.store.instruction, self.texts[i]) for i in places]
+        recheck = self.recheck
+        vectors = embed_rows(self.teacher, texts) if recheck is None else recheck.embed(texts)
         self.store.embedding_dim = self.store.embedding_dim or vectors.shape[1]
         if vectors.shape[1] != self.store.embedding_dim:
             raise BadInput(

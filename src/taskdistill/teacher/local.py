@@ -1,5 +1,5 @@
-"""A teacher on this machine: any model that the Encoder reads, told nothing but the text it is
-given.
+"""From the recipe's words to a teacher; and the one on this machine: any model that the Encoder
+reads, told nothing but the text.
 """
 
 from __future__ import annotations
@@ -24,9 +24,15 @@ from taskdistill.device import (
     resolve_device,
     resolve_dtype,
 )
+from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.model.backbone import resolve
 from taskdistill.model.facts import ModelFacts, read_facts
-from taskdistill.teacher.protocol import TeacherIdentity, unit_rows
+from taskdistill.recipe.teacher import TeacherConfig
+from taskdistill.teacher.http import HttpTeacher
+from taskdistill.teacher.precomputed import PrecomputedTeacher
+from taskdistill.teacher.protocol import Teacher, TeacherIdentity, unit_rows
+from taskdistill.teacher.store import stores_of
 
 
 class TextEncoder(Protocol):
@@ -74,9 +80,10 @@ class LazyEncoder:
     def __init__(
         self,
         facts: ModelFacts | TextEncoder,
+        load: Callable[[], TextEncoder],
+        *,
         device: torch.device,
         dtype: torch.dtype,
-        load: Callable[[], TextEncoder],
         encoder: TextEncoder | None = None,
     ) -> None:
         """Remember how the model is read.
@@ -139,14 +146,14 @@ class LocalTeacher:
         `revision`: Hub revision, if any. `max_length`: tokens of one text that the teacher reads.
         Raises BadInput if the model reads fewer tokens.
         """
-        if max_length > encoder.max_length:
-            raise BadInput(
-                f"teacher.max_length is {max_length}, but {model!r} reads at most"
-                f" {encoder.max_length} tokens; set it to that or less"
-            )
+        check_length(max_length, model, encoder.max_length)
         self._encoder = encoder
         self.identity = local_identity(
-            encoder.files_hash, model, revision, max_length, encoder.dtype
+            model,
+            encoder.files_hash,
+            revision=revision,
+            max_length=max_length,
+            dtype=encoder.dtype,
         )
         self.embedding_dim = encoder.embedding_dim
         self.space_id = encoder.space_id
@@ -185,86 +192,168 @@ class LocalTeacher:
         return np.concatenate([self.embed(texts[:half]), self.embed(texts[half:])])
 
 
+def check_length(max_length: int, model: str, longest: int) -> None:
+    """Refuse a teacher that is to read more tokens of a text than its model can."""
+    if max_length > longest:
+        raise BadInput(
+            f"teacher.max_length is {max_length}, but {model!r} reads at most {longest} tokens; set"
+            " it to that or less"
+        )
+
+
+def check_dim(settings: TeacherConfig, embedding_dim: int | None) -> None:
+    """Refuse another size of vectors than the recipe states; None for a size that is not known."""
+    if settings.embedding_dim is not None and embedding_dim not in (None, settings.embedding_dim):
+        raise BadInput(
+            f"teacher.embedding_dim is {settings.embedding_dim}, but {settings.model!r} has"
+            f" {embedding_dim}; correct the recipe"
+        )
+
+
+def check_teacher(settings: TeacherConfig) -> None:
+    """Check settings of a teacher that contradict each other.
+
+    Raises BadInput if an address and the kind do not go together, or a local teacher's device is
+    not here.
+    """
+    if (settings.url is not None) != (settings.kind == "http"):
+        raise BadInput(
+            f"teacher.kind is {settings.kind!r} and teacher.url is {settings.url!r}; an address"
+            " goes with kind http, and only with it"
+        )
+    if settings.kind == "local":
+        try:
+            resolve_device(settings.device)
+        except BadInput as error:
+            raise BadInput(f"teacher.device: {error}") from None
+
+
+def make_teacher(
+    settings: TeacherConfig,
+    *,
+    api_key: str | None = None,
+    threads: int | None = None,
+    root: Path | None = None,
+) -> Teacher:
+    """Make the teacher that a recipe names.
+
+    `api_key`: the key of an HTTP endpoint; the caller reads it from the environment. `threads`:
+    worker threads on a CPU; None leaves it to the Encoder. `root`: where its vectors are kept; with
+    `dtype: auto` a local teacher goes on in the arithmetic of those that are there. Returns a
+    teacher that is ready to embed; a local one reads its weights when it has to. Raises BadInput if
+    the settings do not fit together or name nothing that can be read.
+    """
+    check_teacher(settings)
+    teacher: Teacher
+    if settings.kind == "local":
+        teacher = _load_local(settings, threads, root)
+    elif settings.kind == "precomputed":
+        teacher = PrecomputedTeacher.load(Path(settings.model), revision=settings.revision)
+    else:
+        if settings.api_key_env is not None and not api_key:
+            raise BadInput(
+                f"the environment variable {settings.api_key_env}, named by teacher.api_key_env, is"
+                " not set; put the key there"
+            )
+        teacher = HttpTeacher(
+            url=str(settings.url),
+            model=settings.model,
+            revision=settings.revision,
+            embedding_dim=settings.embedding_dim,
+            api_key=api_key,
+        )
+    check_dim(settings, teacher.embedding_dim)
+    return teacher
+
+
+def _load_local(settings: TeacherConfig, threads: int | None, root: Path | None) -> LocalTeacher:
+    """Describe a local teacher by its files; its weights are read when the first text is embedded.
+
+    `dtype: auto` takes the arithmetic of the vectors under `root`, and for new ones bfloat16 on an
+    accelerator that computes in it (the store rounds to float16 in any case), float32 elsewhere.
+    """
+    folder = resolve(settings.model, settings.revision)
+    device = resolve_device(settings.device)
+    name = folder.resolve().name if Path(settings.model).is_dir() else settings.model
+
+    def load(where: torch.device, dtype: torch.dtype) -> Encoder:
+        return Encoder.load(
+            folder,
+            trust_remote_code=settings.trust_remote_code,
+            threads=threads,
+            token_budget=settings.batch_tokens,
+            device=str(where),
+            dtype=dtype_name(dtype),
+        )
+
+    def wrap(encoder: LazyEncoder) -> LocalTeacher:
+        return LocalTeacher(
+            encoder, name, revision=settings.revision, max_length=settings.max_length
+        )
+
+    if settings.trust_remote_code:
+        # Only the code itself can tell what such a model is; once it has, the weights may go.
+        dtype = resolve_dtype(settings.dtype, device, auto=torch.bfloat16)
+        encoder = load(device, dtype)
+        return wrap(
+            LazyEncoder(
+                encoder,
+                lambda: load(device, dtype),
+                device=encoder.device,
+                dtype=dtype,
+                encoder=encoder,
+            )
+        )
+    facts = read_facts(folder)
+    if facts.static and settings.device == AUTO:
+        device = CPU  # a look-up gains nothing on an accelerator
+    dtype = _dtype_of_vectors(settings, name, facts.files_hash, device, root) or resolve_dtype(
+        settings.dtype, device, auto=torch.bfloat16
+    )
+    return wrap(LazyEncoder(facts, lambda: load(device, dtype), device=device, dtype=dtype))
+
+
+def _dtype_of_vectors(
+    settings: TeacherConfig, name: str, weights: str, device: torch.device, root: Path | None
+) -> torch.dtype | None:
+    """Find in which arithmetic the vectors at hand were made; None where there are none.
+
+    They are read on any hardware; its arithmetic is asked for when a text lacks one.
+    """
+    if root is None:
+        return None
+    if settings.dtype in DTYPES:
+        choices = [DTYPES[settings.dtype]]
+    else:
+        first = resolve_dtype(AUTO, device, auto=torch.bfloat16)
+        choices = list(dict.fromkeys((first, torch.float32, torch.bfloat16)))
+    for dtype in choices:
+        identity = local_identity(
+            name,
+            weights,
+            revision=settings.revision,
+            max_length=settings.max_length,
+            dtype=dtype,
+        )
+        if stores_of(root, identity, settings.instructions):
+            return dtype
+    return None
+
+
 def local_identity(
-    weights: str, model: str, revision: str | None, max_length: int, dtype: torch.dtype
+    model: str, weights: str, *, revision: str | None, max_length: int, dtype: torch.dtype
 ) -> TeacherIdentity:
     """Say what decides the vectors of a local teacher; the device does not.
 
-    `revision`: Hub revision, if any. `max_length`: tokens of one text that it reads.
+    `weights`: hash of its files. `revision`: Hub revision, if any. `max_length`: tokens of one text
+    that it reads.
     """
-    arithmetic = None if dtype is torch.float32 else dtype_name(dtype)
     return TeacherIdentity(
         kind="local",
         model=model,
         revision=revision,
         weights=weights,
         max_length=max_length,
-        arithmetic=arithmetic,
-    )
-
-
-def load_local(
-    model: str,
-    *,
-    revision: str | None = None,
-    max_length: int,
-    threads: int | None = None,
-    trust_remote_code: bool = False,
-    device: str = AUTO,
-    dtype: str = AUTO,
-    batch_tokens: int | None = None,
-    at_hand: Callable[[TeacherIdentity], bool] = lambda _: False,
-) -> LocalTeacher:
-    """Describe a local teacher by its files; its weights are read when the first text is embedded.
-
-    `model`: `all-MiniLM-L6-v2` (embedded), a model folder, or a Hub id. `max_length`: tokens of one
-    text that the teacher reads. `threads`: worker threads on a CPU; None leaves it to the Encoder.
-    `trust_remote_code`: whether the folder's own code may run. `dtype`: arithmetic; `auto` takes
-    that of the vectors at hand, and for new ones bfloat16 on an accelerator that computes in it
-    (the store rounds to float16 in any case), float32 elsewhere. `batch_tokens`: tokens of one
-    batch; None leaves it to the memory that is free. Raises BadInput if the model cannot be found
-    or described, reads fewer tokens, or the device or arithmetic is not here.
-    """
-    from taskdistill.encode.encoder import Encoder
-    from taskdistill.model.backbone import resolve
-
-    folder, place = resolve(model, revision), resolve_device(device)
-    name = folder.resolve().name if Path(model).is_dir() else model
-
-    def load(where: torch.device, kind: torch.dtype) -> Encoder:
-        options = {
-            "threads": threads,
-            "token_budget": batch_tokens,
-            "device": str(where),
-            "dtype": dtype_name(kind),
-        }
-        return Encoder.load(folder, trust_remote_code=trust_remote_code, **options)  # type: ignore[arg-type]
-
-    if (
-        trust_remote_code
-    ):  # only the code itself can tell what such a model is; once it has, the weights may go
-        kind = resolve_dtype(dtype, place, auto=torch.bfloat16)
-        encoder = load(place, kind)
-        lazy = LazyEncoder(encoder, encoder.device, kind, lambda: load(place, kind), encoder)
-        return LocalTeacher(lazy, name, revision=revision, max_length=max_length)
-    facts = read_facts(folder)
-    place = CPU if facts.static and device == AUTO else place
-    first = resolve_dtype(AUTO, place, auto=torch.bfloat16)
-    choices = (
-        [DTYPES[dtype]]
-        if dtype in DTYPES
-        else dict.fromkeys((first, torch.float32, torch.bfloat16))
-    )
-    # Vectors at hand are read on any hardware; it is asked for when a text lacks one.
-    loaded = [
-        each
-        for each in choices
-        if at_hand(local_identity(facts.files_hash, name, revision, max_length, each))
-    ]
-    kind = loaded[0] if loaded else resolve_dtype(dtype, place, auto=torch.bfloat16)
-    return LocalTeacher(
-        LazyEncoder(facts, place, kind, lambda: load(place, kind)),
-        name,
-        revision=revision,
-        max_length=max_length,
+        # None is how identities said float32 before there was a choice: stores keep their names.
+        arithmetic=None if dtype is torch.float32 else dtype_name(dtype),
     )

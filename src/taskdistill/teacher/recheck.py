@@ -54,6 +54,18 @@ class AskedInRequests(Protocol):
         """
 
 
+def embed_rows(teacher: Teacher, texts: Sequence[str]) -> Floats:
+    """Embed texts, and refuse anything but one row a text."""
+    vectors = teacher.embed(texts)
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        raise BadInput(
+            f"the teacher {teacher.identity.model!r} returned vectors of shape"
+            f" {vectors.shape} for {len(texts)} texts; it must return one row a text; nothing of"
+            " this batch was stored"
+        )
+    return vectors
+
+
 class Recheck:
     """Texts of a fill that are asked for again, and what was said of them first."""
 
@@ -77,13 +89,7 @@ class Recheck:
         confirmed. Raises Disagreement if the teacher gives another vector for a text than before.
         """
         again = self._again() if self._open else []
-        vectors = self._teacher.embed([*texts, *(text for text, _ in again)])
-        if vectors.ndim != 2 or len(vectors) != len(texts) + len(again):
-            raise BadInput(
-                f"the teacher {self._teacher.identity.model!r} returned vectors of shape"
-                f" {vectors.shape} for {len(texts) + len(again)} texts; it must return one row a"
-                " text; nothing of this batch was stored"
-            )
+        vectors = embed_rows(self._teacher, [*texts, *(text for text, _ in again)])
         self._compare(again, vectors[len(texts) :])
         result = vectors[: len(texts)]
         self._sample(texts, result)

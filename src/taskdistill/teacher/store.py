@@ -77,7 +77,7 @@ class TeacherStore:
     @property
     def lock_path(self) -> Path:
         """The file beside the folder that names the process that writes."""
-        return self.folder.with_name(f"{self.folder.name}.lock")
+        return _lock_path(self.folder)
 
     def refresh(self) -> None:
         """Look at the disk again: other processes may have added shards.
@@ -302,9 +302,9 @@ def repair(folder: Path) -> list[str]:
     is no teacher store, or is write-protected.
     """
     read_manifest(folder, KIND)
-    check_writable(folder.parent, purpose=folder.with_name(f"{folder.name}.lock"))
+    check_writable(folder.parent, purpose=_lock_path(folder))
     check_writable(folder / "shards")
-    with writer_lock(folder.with_name(f"{folder.name}.lock")) as notes:
+    with writer_lock(_lock_path(folder)) as notes:
         lines = list(notes)
         for name, fault in _inspect(folder)[1].items():
             (folder / "shards" / f"{name}.json").unlink()
@@ -313,6 +313,11 @@ def repair(folder: Path) -> list[str]:
             path.unlink()
             lines.append(f"removed {path.name}")
     return lines
+
+
+def _lock_path(folder: Path) -> Path:
+    # Beside the folder, not in it: the first writer makes the folder while it holds the lock.
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def _inspect(folder: Path) -> tuple[list[Shard], dict[str, str]]:

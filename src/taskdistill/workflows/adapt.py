@@ -28,7 +28,8 @@ from taskdistill.io.lock import writer_lock
 from taskdistill.io.outputs import check_claim, check_replaceable, claim, remove_names
 from taskdistill.io.sealed import hash_json
 from taskdistill.model.add_adapter import add_adapter, check_new_adapter
-from taskdistill.model.backbone import weights_hash, without_dropout
+from taskdistill.model.backbone import without_dropout
+from taskdistill.model.fingerprint import weights_hash
 from taskdistill.model.folder import read_model
 from taskdistill.model.lora import adapter_parameters, detach
 from taskdistill.model.model import Model

@@ -16,7 +16,7 @@ from taskdistill.quantization import normalize
 from taskdistill.recipe.phases import AdapterConfig, StaticConfig
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.teacher.fill import fill_store
-from taskdistill.teacher.make import make_teacher
+from taskdistill.teacher.local import make_teacher
 from taskdistill.teacher.store import open_views
 from taskdistill.train.collate import Relation, TrainBatch, relations
 from taskdistill.train.phases import collator, make_plan, static_phase

@@ -25,7 +25,7 @@ from taskdistill.recipe.recipe import Recipe
 from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.tasks import Role, Task
 from taskdistill.teacher.fill import fill_store
-from taskdistill.teacher.make import make_teacher
+from taskdistill.teacher.local import make_teacher
 from taskdistill.teacher.protocol import release
 from taskdistill.teacher.store import TeacherStore, open_views
 

@@ -27,8 +27,9 @@ from taskdistill.io.records import SUFFIXES, read_records
 from taskdistill.model.backbone import read_json, resolve
 from taskdistill.model.folder import read_model
 from taskdistill.model.golden import cosines, embed_with
+from taskdistill.model.layers import keep_layers
 from taskdistill.model.model import Model
-from taskdistill.model.prune import choose_layers, keep_only, narrow
+from taskdistill.model.prune import choose_layers, narrow
 from taskdistill.model.prune_vocabulary import prune_embeddings, prune_tokenizer, used_tokens
 from taskdistill.model.student import TransformerModel
 from taskdistill.pipeline.save_model import recalibrate, write_with_card
@@ -113,7 +114,7 @@ def shrink(
         if request.layers is not None:
             progress.stage(f"choosing {request.layers} layers")
             facts["layers"], _ = choose_layers(module, ids, request.layers, progress.count)
-            keep_only(module, facts["layers"])
+            keep_layers(module.backbone, facts["layers"])
             rows.append(meter.row(f"layers {', '.join(map(str, facts['layers']))}", model))
         if request.width is not None:
             progress.stage(f"choosing {request.width} neurons of each feed-forward part")
