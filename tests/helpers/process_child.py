@@ -76,11 +76,17 @@ def gradients_of(case, keep: int, together, *, micro: int = 24, share=None):
     return case.collect(), told
 
 
+def launch(together) -> Any:
+    from taskdistill.pipeline.train import Launch
+
+    return Launch(together)
+
+
 def train(out: Path, together) -> None:
     from helpers import tiny_run
 
     raw = json.loads((out / "recipe.json").read_text())
-    told = tiny_run.train(raw, out / "run", processes=together)
+    told = tiny_run.train(raw, out / "run", launch=launch(together))
     (out / f"{together.rank}.json").write_text(
         json.dumps([record["loss"] for record in told.records])
     )
@@ -181,7 +187,7 @@ def alone(out: Path, together) -> None:
         if rank == together.rank:
             setattr(module, attribute, fault)
         try:
-            run.train(tiny.parsed(raw), out / f"run-{name}", processes=together)
+            run.train(tiny.parsed(raw), out / f"run-{name}", launch=launch(together))
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
         setattr(module, attribute, held)
@@ -206,7 +212,9 @@ def stopped(out: Path, together) -> None:
 
     raw = json.loads((out / "recipe.json").read_text())
     try:
-        tiny_run.train(raw, out / "run", processes=together, should_stop=tiny_run.stop_before(3))
+        tiny_run.train(
+            raw, out / "run", launch=launch(together), should_stop=tiny_run.stop_before(3)
+        )
     except Interrupted:
         return
     raise AssertionError("the run was not stopped")

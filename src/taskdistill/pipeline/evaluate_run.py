@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +64,7 @@ def first_result(run: RunContext, static: Path) -> None:
     _show(run, "First result", results)
 
 
-def assess_run(run: RunContext, model: Model, static: Path | None) -> dict[str, Any]:
+def assess_run(run: RunContext, model: Model, static: Path | None) -> RunMetrics:
     """Score every model of a run, and write its report and the scores of its card.
 
     `static`: folder of the instant student, if there is one. Returns the content of metrics.json.
@@ -171,7 +170,7 @@ def _options(run: RunContext) -> EvalOptions:
 def _speeds(run: RunContext, encoders: dict[str, Encoder]) -> dict[str, ModelSpeed]:
     """Measure texts per second of each model."""
     texts = calibration_texts(run)[:SPEED_TEXTS]
-    embeds: dict[str, Callable[[list[str]], Any]] = {}
+    embeds: dict[str, Callable[[list[str]], object]] = {}
     if run.teacher.identity.kind == "local":
         embeds[TEACHER] = run.teacher.embed
     for name, encoder in encoders.items():

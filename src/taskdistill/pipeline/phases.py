@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -50,9 +49,10 @@ from taskdistill.train.workers import workers
 def train_phase(
     run: RunContext,
     phase: Phase,
-    model: Any,
+    model: TransformerModel | StaticModel,
     tokenizer: TextTokenizer,
     prompts: Mapping[str, str],
+    *,
     validation: Validation | None = None,
 ) -> bool:
     """Run a phase; say whether it was not finished before."""
@@ -96,7 +96,9 @@ def train_phase(
     return True
 
 
-def _worker_count(run: RunContext, model: Any, device: torch.device) -> int:
+def _worker_count(
+    run: RunContext, model: TransformerModel | StaticModel, device: torch.device
+) -> int:
     """One thread feeds an accelerator, a look-up, or divided weights with exchanges in order."""
     return (
         1
@@ -107,8 +109,8 @@ def _worker_count(run: RunContext, model: Any, device: torch.device) -> int:
 
 @contextmanager
 def _placed(
-    run: RunContext, phase: Phase, model: Any, device: torch.device
-) -> Iterator[tuple[Phase, Any]]:
+    run: RunContext, phase: Phase, model: TransformerModel | StaticModel, device: torch.device
+) -> Iterator[tuple[Phase, TransformerModel | StaticModel]]:
     """Put a phase's model and heads where they are trained.
 
     Whole on the device, or divided among the processes.
@@ -116,7 +118,8 @@ def _placed(
     nn.ParameterList(phase.heads.named().values()).to(device)
     settings = phase.settings
     if not (
-        isinstance(settings, Stage1Config)
+        isinstance(model, TransformerModel)
+        and isinstance(settings, Stage1Config)
         and run.processes.size > 1
         and (settings.shard == "full" or (settings.shard == "auto" and device.type != CPU.type))
     ):
@@ -211,6 +214,7 @@ class _StudentPhases:
                 start_projection(run, phase, self.student, projection, self.dims, init)
                 fitted = True
             validation = make_validation(run, self.student, name, self.inference)
+            # Every process trains; the first one alone writes, after all of them are through.
             if self._train(phase, validation) and run.processes.is_main:
                 save_phase(run.out / "phases" / name, phase, resume_meta(run, name))
         if not fitted:
@@ -220,9 +224,7 @@ class _StudentPhases:
 
     def train_adapters(self) -> None:
         base_hash = weights_hash(self.module.backbone)
-        for (
-            task
-        ) in Task:  # in the order of the tasks, whatever the recipe's order is: each seeds anew
+        for task in Task:  # in this order, whatever the recipe's order is: each seeds anew
             if task in self.run.recipe.adapters:
                 self._train_adapter(task, self.run.recipe.adapters[task], base_hash)
         self.run.facts["base_weights"] = base_hash
@@ -268,7 +270,9 @@ class _StudentPhases:
     def _train(self, phase: Phase, validation: Validation | None) -> bool:
         student = self.student
         prompts = student.settings.prompts
-        return train_phase(self.run, phase, self.module, student.tokenizer, prompts, validation)
+        return train_phase(
+            self.run, phase, self.module, student.tokenizer, prompts, validation=validation
+        )
 
     def _with_teachers(self, phase: Phase) -> Phase:
         """Let a phase learn from every teacher of the run."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from taskdistill.device import device_name
 from taskdistill.encode.batches import cores
@@ -31,6 +31,7 @@ from taskdistill.pipeline.student_vocab import learn_student_vocab, with_student
 from taskdistill.pipeline.teacher_store import fill_stores, make_teachers, open_stores
 from taskdistill.progress import Progress, SilentProgress, Stop, never
 from taskdistill.recipe.recipe import Recipe
+from taskdistill.report.pages import RunMetrics
 from taskdistill.teacher.protocol import NamedTeacher, Teacher, release
 from taskdistill.train.arithmetic import choose_arithmetic, training_device
 from taskdistill.train.distributed import SINGLE, ProcessGroup
@@ -38,8 +39,18 @@ from taskdistill.train.leading import by_first
 from taskdistill.train.log import Log
 from taskdistill.train.profile import check_profile
 
-Assess = Callable[[RunContext, Model, Path | None], dict[str, Any]]
+Assess = Callable[[RunContext, Model, Path | None], RunMetrics]
 """Scores a finished model, beside the folder of the instant student if there is one."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is carried out, which moves none of its numbers."""
+
+    processes: ProcessGroup = SINGLE
+    """Those that train together; only the first one writes, and all must see the same folder."""
+    profile: bool = False
+    """Whether a torch profiler trace of some steps of every phase is written into RUN/profile."""
 
 
 def train(
@@ -51,9 +62,8 @@ def train(
     should_stop: Stop = never,
     api_key: str | None = None,
     assess: Assess | None = None,
-    processes: ProcessGroup = SINGLE,
-    profile: bool = False,
-) -> dict[str, Any]:
+    launch: Launch = Launch(),
+) -> RunMetrics | None:
     """Run a recipe into a folder; run again after any interruption, it continues.
 
     Args:
@@ -61,20 +71,17 @@ def train(
         should_stop: Asked before every step; true saves and stops.
         assess: Scores the finished model; None for the recipe's evaluation, which scores the
             instant student as soon as it is there too.
-        processes: Those that train together; only the first one writes, and all must see the same
-            `out`.
-        profile: Whether a torch profiler trace of some steps of every phase is written into
-            RUN/profile.
 
     Returns:
-        The content of metrics.json; nothing on any process but the first.
+        The content of metrics.json; None on any process but the first.
 
     Raises:
         BadInput: If the recipe, data or folder cannot be used.
         WorkFailed: If the work could not be finished.
     """
     progress, started = progress or SilentProgress(), time.monotonic()
-    recipe = _settle(recipe, out, progress, profile=profile)
+    processes = launch.processes
+    recipe = _settle(recipe, out, progress, profile=launch.profile)
     device = training_device(recipe.device, processes)
     arithmetic = choose_arithmetic(recipe.precision, device)
     progress.note(f"device {device} ({device_name(device)}), passes of training in {arithmetic}")
@@ -99,13 +106,14 @@ def train(
         threads=recipe.threads or max(1, cores() // processes.on_this_host),
         plans=plans,
         processes=processes,
-        profile=profile,
+        profile=launch.profile,
         device=device,
     )
     if not processes.is_main:
         run = begin_run(teachers=(), log=Log(Path(os.devnull)))
         _follow(run, student, teachers)
-        return {}
+        return None
+    # Claimed before the lock, which is a file of that folder.
     claim_run_folder(out)
     with writer_lock(out / "lock"):
         write_recipe(recipe, out)
@@ -140,7 +148,7 @@ def _settle(recipe: Recipe, out: Path, progress: Progress, *, profile: bool) -> 
     return recipe
 
 
-def _train_and_assess(run: RunContext, student: Model, assess: Assess | None) -> dict[str, Any]:
+def _train_and_assess(run: RunContext, student: Model, assess: Assess | None) -> RunMetrics:
     static: Path | None = None
 
     def prepare() -> set[str]:

@@ -94,6 +94,7 @@ def train(
     from datetime import timedelta
 
     from taskdistill.io.outputs import copy_result
+    from taskdistill.pipeline.train import Launch
     from taskdistill.pipeline.train import train as run
     from taskdistill.train.context import Interrupted
     from taskdistill.train.distributed import init_distributed
@@ -116,8 +117,7 @@ def train(
                 progress=terminal,
                 should_stop=stop,
                 api_key=api_key(config),
-                processes=processes,
-                profile=profile,
+                launch=Launch(processes, profile),
             )
         except Interrupted as error:
             raise WorkFailed(str(error)) from None
