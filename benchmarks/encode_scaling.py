@@ -114,7 +114,8 @@ def encode(kind: str, source: str, out: str, *, threads: int) -> dict[str, float
     from taskdistill.encode.files import encode_file
     from taskdistill.io.records import TextSource
     from taskdistill.model.backbone import build_backbone, resolve
-    from taskdistill.model.model import Model, ModelSettings
+    from taskdistill.model.model import Model
+    from taskdistill.model.settings import ModelSettings
     from taskdistill.model.student import StaticModel, TransformerModel
     from taskdistill.model.tokenizer import TextTokenizer
     from taskdistill.types import Pooling

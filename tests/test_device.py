@@ -32,7 +32,8 @@ from taskdistill.encode.placement import assign_devices, default_budget
 from taskdistill.errors import BadInput
 from taskdistill.model.flops import kept_bytes, layer_features
 from taskdistill.model.folder import write_model
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.serve import server as serve_run
 from taskdistill.train.batch_loss import static_gradients

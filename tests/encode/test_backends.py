@@ -26,7 +26,8 @@ from taskdistill.encode.int8_linear import (
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.types import Backend
 

@@ -20,9 +20,10 @@ from taskdistill.encode.long_text import encode_chunks, encode_windows
 from taskdistill.errors import BadInput
 from taskdistill.model.backbone import build_backbone
 from taskdistill.model.folder import read_model, write_model
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
 from taskdistill.model.packed_attention import ATTENTION
 from taskdistill.model.rope import rope_theta, set_rope_theta
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.quantization import pack_bits

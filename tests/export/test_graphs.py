@@ -186,7 +186,8 @@ def static_folder(tmp_path):
     import torch
 
     from taskdistill.model.folder import write_model
-    from taskdistill.model.model import Model, ModelSettings
+    from taskdistill.model.model import Model
+    from taskdistill.model.settings import ModelSettings
     from taskdistill.model.student import StaticModel
     from taskdistill.model.tokenizer import TextTokenizer
 

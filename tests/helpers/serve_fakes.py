@@ -19,7 +19,8 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.long_text import encode_chunks
 from taskdistill.model.backbone import build_backbone
 from taskdistill.model.lora import adapter_parameters, attach, lora_config
-from taskdistill.model.model import Model, ModelSettings, memory_files
+from taskdistill.model.model import Model, memory_files
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.quantization import fit_ranges, ranges_to_json

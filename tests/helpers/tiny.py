@@ -26,8 +26,9 @@ from transformers import (
 from taskdistill.model.backbone import without_dropout
 from taskdistill.model.folder import write_model
 from taskdistill.model.lora import adapter_parameters, attach, lora_config
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
 from taskdistill.model.packed_attention import ATTENTION
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.recipe.recipe import Recipe, parse_recipe

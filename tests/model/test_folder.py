@@ -17,9 +17,10 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.io.folders import file_table
 from taskdistill.model.folder import read_model, write_model
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
 from taskdistill.model.projection import Projection
 from taskdistill.model.rope import set_rope_theta
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.types import MANIFEST

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.model.folder import write_model
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
 from taskdistill.model.safety import check_safetensors
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.types import MANIFEST, Pooling

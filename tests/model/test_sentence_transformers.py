@@ -12,7 +12,8 @@ from helpers import tiny
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.model.folder import write_model
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 

@@ -46,8 +46,9 @@ from taskdistill.io.records import TextSource
 from taskdistill.io.sealed import write_sealed
 from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.golden import embed_with, golden_vectors
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
 from taskdistill.model.projection import Projection
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.progress import SilentProgress

@@ -16,7 +16,8 @@ from taskdistill.export.export import export
 from taskdistill.io.folders import seal
 from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.types import MANIFEST, Backend

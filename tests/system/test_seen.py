@@ -25,7 +25,7 @@ from taskdistill.evaluate.contamination import TrainingTexts, seen_in, teacher_s
 from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.set_data import PairData, RankingData
 from taskdistill.model.folder import write_model
-from taskdistill.model.model import ModelSettings
+from taskdistill.model.settings import ModelSettings
 from taskdistill.report.tables import seen_table
 from taskdistill.workflows.training_texts import read_training
 

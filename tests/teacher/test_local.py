@@ -17,7 +17,8 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.facts import read_facts
 from taskdistill.model.fingerprint import fingerprint
 from taskdistill.model.folder import read_model, write_model
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.teacher.fill import fill_store

@@ -14,7 +14,8 @@ from taskdistill.ablate.settings import Experiment
 from taskdistill.data.rows import Dataset, row_texts
 from taskdistill.errors import BadInput
 from taskdistill.model.backbone import resolve
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer, TokenizedTexts
 from taskdistill.pipeline.setup import matryoshka_dims

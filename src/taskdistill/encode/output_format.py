@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.model.model import ModelSettings
+from taskdistill.model.settings import ModelSettings
 from taskdistill.quantization import Int8Ranges, pack_bits, truncate
 from taskdistill.tasks import Role
 from taskdistill.types import Precision

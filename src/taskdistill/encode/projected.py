@@ -5,7 +5,6 @@ indexed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -43,7 +42,7 @@ class ProjectedEncoder:
         self.space_id: str = teacher["space_id"]
         self.former_space_ids: tuple[str, ...] = tuple(teacher.get("former_space_ids", ()))
         self.model_hash = encoder.model_hash
-        self.embedding_dim = int(teacher["embedding_dim"])
+        self.embedding_dim = int(teacher["embedding_dim"] or 0)
 
     def carry(self, vectors: np.ndarray) -> np.ndarray:
         """Carry base vectors into the teacher's space.
@@ -85,7 +84,7 @@ def in_space(encoder: Encoder, *space_ids: str) -> Encoder | ProjectedEncoder:
     """
     if encoder.space_id in space_ids or space_ids[0] in encoder.former_space_ids:
         return encoder
-    teacher: dict[str, Any] = encoder.model.settings.teacher
+    teacher = encoder.model.settings.teacher
     if teacher.get("space_id") not in space_ids and space_ids[0] not in teacher.get(
         "former_space_ids", ()
     ):

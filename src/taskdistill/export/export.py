@@ -133,9 +133,7 @@ def _check_reference(source: Model, tasks: Sequence[str | None], embed: Embed) -
     golden = read_golden(source.source)
     if golden is None:
         return {}
-    names = {task or BASE for task in tasks}
-    vectors = {name: rows for name, rows in golden["vectors"].items() if name in names}
-    smallest = check_golden({**golden, "vectors": vectors}, embed)
+    smallest = check_golden(golden, embed, {task or BASE for task in tasks})
     for name, cosine in smallest.items():
         if cosine < SAME_SPACE:
             raise WorkFailed(

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from taskdistill.model.golden import BASE, DECIMALS, FILE, embed_with, golden_ve
 from taskdistill.model.lora import save_adapter
 from taskdistill.model.model import Model
 from taskdistill.model.safety import task_folder
+from taskdistill.model.settings import Calibration
 from taskdistill.model.student import TransformerModel
 
 CARD = "README.md"
@@ -54,9 +54,9 @@ def add_adapter(
     name: str,
     *,
     task: str,
-    calibrated: Mapping[str, Any],
+    calibrated: Mapping[str, Calibration],
     section: Sequence[str],
-    facts: Mapping[str, Any],
+    facts: Mapping[str, object],
 ) -> None:
     """Write a model folder again with one adapter more, or another one in place of one, whole or
     not at all.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,13 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from taskdistill.errors import BadInput, require_extra
 from taskdistill.io.json import JsonError, open_regular, read_object
-from taskdistill.model.configuration import make_config, quiet_transformers, readable, refuse_code
+from taskdistill.model.configuration import (
+    RawConfig,
+    make_config,
+    quiet_transformers,
+    readable,
+    refuse_code,
+)
 from taskdistill.model.families import ENCODERS, build, check, encoder_class, is_native, options
 from taskdistill.model.layers import RANDOM_PARTS
 from taskdistill.model.rope import check_frequencies
@@ -94,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def load_backbone(
     folder: Path,
     *,
-    config: Mapping[str, Any] | None = None,
+    config: RawConfig | None = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
@@ -142,7 +147,7 @@ def load_backbone(
 
 
 def check_backbone(
-    folder: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False
+    folder: Path, raw: RawConfig, *, trust_remote_code: bool = False
 ) -> PretrainedConfig:
     """Compare a folder's weights with its configuration by their headers; no weight is allocated.
 
@@ -204,7 +209,7 @@ def tensor_names(model: PreTrainedModel) -> tuple[list[dict[str, tuple[int, ...]
     return result if result[0] != result[1] else result[:1], aliases
 
 
-def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrainedModel:
+def build_backbone(config: RawConfig, *, device: str = "cpu") -> PreTrainedModel:
     """Build a backbone at random from its configuration.
 
     `config`: keys of the family's configuration, with `model_type`. `device`: `meta` builds the

@@ -15,8 +15,11 @@ from taskdistill.errors import BadInput
 from taskdistill.model.families import is_native, refuse_family
 from taskdistill.model.safety import remote_code_keys
 
+RawConfig = Mapping[str, Any]
+"""A config.json as it was read: its keys are those of transformers and of a family's authors."""
 
-def refuse_code(raw: Mapping[str, Any], path: Path, trust_remote_code: bool) -> None:
+
+def refuse_code(raw: RawConfig, path: Path, trust_remote_code: bool) -> None:
     """Refuse a configuration that needs code to run; a module of a family that transformers has
     itself (`auto_map`) is not needed.
 
@@ -48,10 +51,10 @@ there is one.
 """
 
 
-def without_modules(raw: Mapping[str, Any]) -> dict[str, Any]:
+def without_modules(raw: RawConfig) -> RawConfig:
     """Drop the names of a folder's modules from a configuration, at any depth."""
 
-    def plain(value: Any) -> Any:
+    def plain(value: object) -> object:
         if isinstance(value, Mapping):
             return {key: plain(inner) for key, inner in value.items() if key != NATIVE_INSTEAD}
         return [plain(inner) for inner in value] if isinstance(value, list) else value
@@ -60,7 +63,7 @@ def without_modules(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_config(
-    raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: bool = False
+    raw: RawConfig, path: Path | str, *, trust_remote_code: bool = False
 ) -> PretrainedConfig:
     """Turn a configuration into transformers' own, refusing sizes that cannot be meant.
 
@@ -112,7 +115,7 @@ def make_config(
     return config  # type: ignore[no-any-return]
 
 
-def written(config: PretrainedConfig) -> dict[str, Any]:
+def written(config: PretrainedConfig) -> dict[str, object]:
     """Give a configuration as it is written to config.json, from which `make_config` makes it
     again.
     """

@@ -10,12 +10,13 @@ from pathlib import Path
 from taskdistill.errors import BadInput
 from taskdistill.model import jina
 from taskdistill.model.backbone import build_backbone, check_backbone, longest_text, read_json
+from taskdistill.model.configuration import RawConfig
 from taskdistill.model.fingerprint import fingerprint, fingerprint_files, space_id
 from taskdistill.model.folder import manifest_settings, open_model
 from taskdistill.model.layout import STATIC_LENGTH, longest_input, module_kinds, named_prompts
-from taskdistill.model.model import ModelSettings
 from taskdistill.model.rope import rope_theta
 from taskdistill.model.safety import check_safetensors, check_weights
+from taskdistill.model.settings import ModelSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def read_facts(folder: Path) -> ModelFacts:
         embedding_dim=width,
         max_length=settings.max_length,
         files_hash=fingerprint(files),
-        space_id=space_id(files, vars(settings)),
+        space_id=space_id(files, settings),
         former_space_ids=former,
         static=static,
     )
@@ -74,7 +75,8 @@ def _read_static(folder: Path) -> tuple[int, ModelSettings]:
 
 
 def _read_transformer(folder: Path) -> tuple[int, ModelSettings]:
-    raw, published = read_json(folder / "config.json"), jina.recognises(folder)
+    raw: RawConfig = read_json(folder / "config.json")
+    published = jina.recognises(folder)
     if published:
         raw = jina.family_config(raw, check_weights(folder), folder / "config.json")
     check_backbone(folder, raw)

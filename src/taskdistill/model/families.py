@@ -144,7 +144,7 @@ def refuse_family(config: PretrainedConfig, where: object) -> None:
         )
 
 
-def encoder_class(config: PretrainedConfig) -> Any:
+def encoder_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
     """Give the class of an encoder-decoder family's encoder; None for the families that AutoModel
     makes.
     """
@@ -164,11 +164,11 @@ def build(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTr
     return make(config, dtype=dtype, **options(config))  # type: ignore[no-any-return]
 
 
-def options(config: PretrainedConfig) -> dict[str, Any]:
+def options(config: PretrainedConfig) -> dict[str, str | bool]:
     """Give the arguments with which transformers makes or loads a model of this family."""
     packed = config.model_type in PACKED and not turns_by_longest(config)
-    attention = {"attn_implementation": ATTENTION} if packed else {}
-    return attention | ({"add_pooling_layer": False} if has_pooler(config) else {})
+    result: dict[str, str | bool] = {"attn_implementation": ATTENTION} if packed else {}
+    return result | ({"add_pooling_layer": False} if has_pooler(config) else {})
 
 
 def has_pooler(config: PretrainedConfig) -> bool:
@@ -210,7 +210,7 @@ def own_forward(backbone: PreTrainedModel, tokens: Tensor, mask: Tensor | None =
 
 
 @functools.cache
-def _takes(model: Any, argument: str) -> bool:
+def _takes(model: type[PreTrainedModel], argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 

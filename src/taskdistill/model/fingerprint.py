@@ -7,13 +7,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from taskdistill.io.atomic import sha256_file
 from taskdistill.io.sealed import hash_json
+from taskdistill.model.settings import ModelSettings
 
 DECIDING = (
     ".safetensors",
@@ -39,7 +39,7 @@ OF_THE_BASE = ("prompts", "max_length", "rope_theta")
 """Settings that decide the base's vectors, beside its own int8 ranges and binary offsets."""
 
 
-def model_hash(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+def model_hash(files: Mapping[str, str], settings: ModelSettings) -> str:
     """Hash all that decides any vector of a model: weights, adapters, tokenizer, prompts, lengths,
     calibration.
 
@@ -47,13 +47,15 @@ def model_hash(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     digits; nothing for a model without files.
     """
     return (
-        hash_json({"files": dict(files), "settings": {name: settings[name] for name in EVERY}})
+        hash_json(
+            {"files": dict(files), "settings": {name: getattr(settings, name) for name in EVERY}}
+        )
         if files
         else ""
     )
 
 
-def space_id(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+def space_id(files: Mapping[str, str], settings: ModelSettings) -> str:
     """Hash all that decides the base's vectors, so that it stays the same where an adapter is
     added.
 
@@ -64,14 +66,15 @@ def space_id(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     base_files = {
         name: digest for name, digest in files.items() if not name.startswith(BESIDE_THE_BASE)
     }
-    facts = {name: settings[name] for name in OF_THE_BASE} | {
-        name: settings[name].get("base", {}) for name in ("int8_ranges", "binary_offsets")
+    facts = {name: getattr(settings, name) for name in OF_THE_BASE} | {
+        "int8_ranges": settings.int8_ranges.get("base", {}),
+        "binary_offsets": settings.binary_offsets.get("base", {}),
     }
     return hash_json({"files": base_files, "settings": facts})[:32]
 
 
 def fingerprint_files(
-    folder: Path, files: Mapping[str, Mapping[str, Any]] | None = None
+    folder: Path, files: Mapping[str, Mapping[str, object]] | None = None
 ) -> dict[str, str]:
     """Hash the files of a folder that decide vectors; others, such as exports, may be large.
 

@@ -36,10 +36,11 @@ from taskdistill.model.layout import (
     read_pooling,
 )
 from taskdistill.model.lora import load_adapter, save_adapter
-from taskdistill.model.model import Model, ModelSettings, base_space_id
+from taskdistill.model.model import Model, base_space_id
 from taskdistill.model.projection import Projection
 from taskdistill.model.rope import rope_theta, set_rope_theta
 from taskdistill.model.safety import check_folder_files, check_safetensors, task_folder
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.types import MANIFEST
@@ -56,7 +57,7 @@ def write_model(
     path: Path,
     model: Model,
     *,
-    meta: Mapping[str, Any] | None = None,
+    meta: Mapping[str, object] | None = None,
     extra_files: Mapping[str, str | bytes] | None = None,
     inputs: Mapping[str, str] | None = None,
     replace_existing: bool = False,
@@ -100,7 +101,7 @@ def fill_folder(folder: Path, model: Model) -> None:
             if (model.source / name).is_file():
                 shutil.copyfile(model.source / name, folder / name)
         chain = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
-        limits: dict[str, Any] = {
+        limits: dict[str, object] = {
             "max_seq_length": model.settings.max_length,
             "do_lower_case": False,
         }
@@ -255,7 +256,7 @@ def manifest_settings(
             **manifest["settings"]
             | {"matryoshka_dims": tuple(manifest["settings"]["matryoshka_dims"])}
         )
-        check_settings(vars(settings), manifest["tasks"], width, folder / MANIFEST)
+        check_settings(settings, manifest["tasks"], width, folder / MANIFEST)
         str(manifest["name"])
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(
@@ -264,7 +265,7 @@ def manifest_settings(
         ) from None
     # Since manifests say the present id too, the earlier ones hold only where nothing of the space
     # was changed since the folder was written; older manifests say nothing but an earlier one.
-    present = space_id(files, vars(settings))
+    present = space_id(files, settings)
     if manifest["format_version"] >= 2:
         former = settings.former_space_ids if settings.space_id == present else []
     else:
@@ -310,7 +311,7 @@ def save_backbone(module: TransformerModel, folder: Path) -> None:
     _write(folder / "config.json", dict(sorted(config.items())))
 
 
-def _st_config(prompts: Mapping[str, str]) -> dict[str, Any]:
+def _st_config(prompts: Mapping[str, str]) -> dict[str, object]:
     return {
         "prompts": dict(prompts),
         "default_prompt_name": "document" if "document" in prompts else None,
@@ -318,7 +319,7 @@ def _st_config(prompts: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, value: Any) -> None:
+def _write(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(dump_json(value), "utf-8")
 
 

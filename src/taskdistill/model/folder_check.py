@@ -5,13 +5,14 @@ computed with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from taskdistill.errors import BadInput
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.quantization import Int8Ranges
 from taskdistill.tasks import Role, Task
@@ -24,7 +25,7 @@ _LOADED = re.compile(
 """Files that some loader reads where it finds them."""
 
 
-def check_unlisted(folder: Path, files: Mapping[str, Any]) -> None:
+def check_unlisted(folder: Path, files: Collection[str]) -> None:
     """Refuse a file that a loader would read and that the manifest does not list: a second file of
     weights, an adapter, a tokenizer.
 
@@ -39,24 +40,23 @@ def check_unlisted(folder: Path, files: Mapping[str, Any]) -> None:
             )
 
 
-def check_settings(settings: Mapping[str, Any], tasks: Any, width: int, path: Path) -> None:
-    """Check every setting of a manifest: its type, and that it fits the model.
+def check_settings(settings: ModelSettings, tasks: Sequence[str], width: int, path: Path) -> None:
+    """Check every setting of a manifest, which may hold anything: its type, and that it fits the
+    model.
 
     Raises BadInput naming the first setting that does not fit.
     """
 
     def wrong(name: str, needed: str) -> BadInput:
-        return BadInput(
-            f"{path}: {name} is {str(settings.get(name, tasks))[:80]}, needs {needed}; copy the"
-            " folder again"
-        )
+        value = str(getattr(settings, name, tasks))[:80]
+        return BadInput(f"{path}: {name} is {value}, needs {needed}; copy the folder again")
 
     if not _are(tasks, str) or len(set(tasks)) != len(tasks):
         raise wrong("tasks", "a list of different names")
     for name, needed, fits in _RULES:
-        if name in settings and not fits(settings[name]):
+        if not fits(getattr(settings, name)):
             raise wrong(name, needed)
-    dims = settings["matryoshka_dims"]
+    dims = settings.matryoshka_dims
     if (
         not _are(dims, int)
         or list(dims) != sorted(set(dims))
@@ -65,17 +65,17 @@ def check_settings(settings: Mapping[str, Any], tasks: Any, width: int, path: Pa
         raise wrong("matryoshka_dims", f"ascending sizes from 1 to {width}")
     if any(
         name not in tasks or task not in tuple(Task)
-        for name, task in settings["adapter_tasks"].items()
+        for name, task in settings.adapter_tasks.items()
     ):
         raise wrong(
             "adapter_tasks",
             f"a task of {', '.join(Task)} for adapters among {', '.join(tasks) or 'none'}",
         )
     named = ("base", *tasks)
-    for task, sizes in settings["int8_ranges"].items():
-        _check_sizes(path, f"int8_ranges.{task}", task in named, sizes, width, _has_ranges)
-    for task, roles in settings["binary_offsets"].items():
-        for role, sizes in roles.items() if isinstance(roles, Mapping) else ():
+    for task, ranges in settings.int8_ranges.items():
+        _check_sizes(path, f"int8_ranges.{task}", task in named, ranges, width, _has_ranges)
+    for task, roles in settings.binary_offsets.items():
+        for role, sizes in roles.items():
             _check_sizes(
                 path,
                 f"binary_offsets.{task}.{role}",
@@ -110,13 +110,13 @@ def prompt_tokens(tokenizer: TextTokenizer, prompt: str) -> int:
     return len(tokenizer.ids([prompt], prompt="", max_length=1 << 30).ids[0]) if prompt else 0
 
 
-def _are(values: Any, kind: type) -> bool:
+def _are(values: object, kind: type) -> bool:
     return isinstance(values, list | tuple) and all(
         isinstance(value, kind) and not isinstance(value, bool) for value in values
     )
 
 
-def _is_map(values: Any) -> bool:
+def _is_map(values: object) -> bool:
     return isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
 
 

@@ -5,9 +5,9 @@ is checked.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
@@ -54,6 +54,15 @@ document prompt.
 """
 
 
+class GoldenVectors(TypedDict):
+    """Content of `golden.json`."""
+
+    texts: list[str]
+    role: str
+    vectors: dict[str, list[list[float]]]
+    """`base` or task to the vectors of unit length of all texts."""
+
+
 def embed_with(model: Model) -> Embed:
     """Make the reference computation: the packed torch model, in float32, as the encoder runs it.
 
@@ -80,28 +89,28 @@ def embed_with(model: Model) -> Embed:
     return embed
 
 
-def golden_vectors(embed: Embed, tasks: Sequence[str]) -> dict[str, Any]:
-    """Compute the golden vectors of a model.
-
-    Returns content of `golden.json`: the texts, and for `base` and each task their vectors of unit
-    length.
-    """
-    vectors = {
+def golden_vectors(embed: Embed, tasks: Sequence[str]) -> GoldenVectors:
+    """Compute the golden vectors of a model."""
+    vectors: dict[str, list[list[float]]] = {
         task or BASE: np.round(embed(TEXTS, task).astype(np.float64), DECIMALS).tolist()
         for task in (None, *tasks)
     }
     return {"texts": list(TEXTS), "role": Role.DOCUMENT.value, "vectors": vectors}
 
 
-def check_golden(golden: Mapping[str, Any], embed: Embed) -> dict[str, float]:
+def check_golden(
+    golden: GoldenVectors, embed: Embed, names: Collection[str] | None = None
+) -> dict[str, float]:
     """Compare a back end with golden vectors.
 
-    `golden`: content of a `golden.json`. Returns `base` or task to the smallest cosine between its
-    vectors and the golden ones. Raises BadInput if the golden vectors are malformed or of another
-    size than the back end's.
+    `names`: `base` and tasks that are compared; None for all. Returns name to the smallest cosine
+    between its vectors and the golden ones. Raises BadInput if the golden vectors are malformed or
+    of another size than the back end's.
     """
     result = {}
     for name, rows in golden["vectors"].items():
+        if names is not None and name not in names:
+            continue
         expected = np.array(rows, dtype=np.float32)
         vectors = embed(golden["texts"], None if name == BASE else name)
         if expected.shape != vectors.shape or not np.isfinite(expected).all():
@@ -170,7 +179,7 @@ def _all_one(unit: np.ndarray) -> bool:
     return bool(np.abs(unit - unit[0]).max() < SAME_VECTOR)
 
 
-def _cosine(expected: Any, row: np.ndarray) -> float:
+def _cosine(expected: object, row: np.ndarray) -> float:
     """Compare with a golden vector; two zero vectors are alike, and what is no vector is like
     nothing.
     """
@@ -185,7 +194,7 @@ def _cosine(expected: Any, row: np.ndarray) -> float:
         return float("nan")
 
 
-def read_golden(folder: Path) -> dict[str, Any] | None:
+def read_golden(folder: Path) -> GoldenVectors | None:
     """Read the golden vectors of a model folder.
 
     Returns their content, or None if the folder has none. Raises BadInput if the file is malformed.
@@ -194,14 +203,14 @@ def read_golden(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        golden = json.loads(path.read_text("utf-8"))
+        golden: GoldenVectors = json.loads(path.read_text("utf-8"))
         if not isinstance(golden["texts"], list) or not isinstance(golden["vectors"], dict):
             raise TypeError("texts or vectors")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(
             f"{path} holds no golden vectors ({error}); copy the model folder again"
         ) from None
-    return dict(golden)
+    return golden
 
 
 def cosines(expected: np.ndarray, vectors: np.ndarray) -> np.ndarray:

@@ -13,12 +13,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig
 
 from taskdistill.errors import BadInput
 from taskdistill.model.backbone import load_backbone, read_json
+from taskdistill.model.configuration import RawConfig
 from taskdistill.model.lora import load_adapter
 from taskdistill.model.safety import TensorHeader, check_weights, remote_code_keys, task_folder
 from taskdistill.model.student import TransformerModel
@@ -113,9 +113,7 @@ def load(folder: Path) -> JinaModel:
     )
 
 
-def family_config(
-    raw: Mapping[str, Any], header: Mapping[str, TensorHeader], path: Path
-) -> dict[str, Any]:
+def family_config(raw: RawConfig, header: Mapping[str, TensorHeader], path: Path) -> RawConfig:
     """Turn a configuration of this layout into that of its backbone's family.
 
     The family follows from the weights: only Qwen3 normalises queries and keys. Returns
@@ -141,7 +139,7 @@ def family_config(
     return {"model_type": family, "tie_word_embeddings": family == "qwen3", **config}
 
 
-def _architecture(raw: Mapping[str, Any]) -> str | None:
+def _architecture(raw: RawConfig) -> str | None:
     named = raw.get("architectures")
     return str(named[0]) if isinstance(named, list) and len(named) == 1 else None
 

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from taskdistill.errors import BadInput
 from taskdistill.model.backbone import read_json
@@ -63,7 +62,7 @@ def module_kinds(folder: Path) -> list[str]:
     return kinds
 
 
-def pooling_config(pooling: Pooling, width: int) -> dict[str, Any]:
+def pooling_config(pooling: Pooling, width: int) -> dict[str, int | bool]:
     """Write a pooling the way sentence-transformers 5 and 6 both read it.
 
     Returns content of `1_Pooling/config.json`.

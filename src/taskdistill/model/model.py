@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig
 
@@ -17,42 +16,9 @@ from taskdistill.model.fingerprint import (
     weights_hash,
 )
 from taskdistill.model.projection import Projection
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """What a model folder says beside its weights."""
-
-    prompts: dict[str, str] = field(default_factory=dict)
-    max_length: int = 512
-    matryoshka_dims: tuple[int, ...] = ()
-    rope_theta: float | None = None
-    """RoPE theta at inference; None for a backbone without rotary positions."""
-    space_id: str = ""
-    """Hash of everything that decides the base vectors, of a model that is not on disk;
-    `Model.space_id` is the one in force.
-    """
-    teacher: dict[str, Any] = field(default_factory=dict)
-    """Name, revision, embedding size and space id of the teacher; empty for a model that was not
-    distilled here.
-    """
-    task_required: bool = False
-    """Whether a task must be named: so with the published jina-v5 layout (section 3.1)."""
-    int8_ranges: dict[str, Any] = field(default_factory=dict)
-    """Task (or `base`) to dimension to the smallest and largest value of each coordinate."""
-    binary_offsets: dict[str, Any] = field(default_factory=dict)
-    """Task (or `base`) to `query` and `document` to dimension to what is taken from each coordinate
-    before its sign; empty for none.
-    """
-    adapter_tasks: dict[str, str] = field(default_factory=dict)
-    """Adapter to the task that it serves, where its name is another one."""
-    extends: list[str] = field(default_factory=list)
-    """Hashes of earlier states of this folder, all of whose adapters are in it unchanged."""
-    former_space_ids: list[str] = field(default_factory=list)
-    """Ids that earlier versions gave to the same space, so that their indexes are still searched.
-    """
 
 
 @dataclass(kw_only=True)
@@ -73,12 +39,12 @@ class Model:
     @property
     def hash(self) -> str:
         """Hash of all that decides any vector; empty for a model that is not on disk."""
-        return model_hash(self.files, vars(self.settings))
+        return model_hash(self.files, self.settings)
 
     @property
     def space_id(self) -> str:
         """Hash of all that decides the base's vectors."""
-        return space_id(self.files, vars(self.settings)) or self.settings.space_id
+        return space_id(self.files, self.settings) or self.settings.space_id
 
     @property
     def earlier_hashes(self) -> list[str]:

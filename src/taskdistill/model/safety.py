@@ -121,13 +121,13 @@ def task_folder(folder: Path, task: str) -> Path:
     return folder / "adapters" / task
 
 
-def remote_code_keys(raw: Any) -> list[str]:
+def remote_code_keys(raw: object) -> list[str]:
     """Find the keys of a configuration that name code, at any depth.
 
     Returns the keys, empty if there are none.
     """
     result: list[str] = []
-    pending: list[Any] = [raw]
+    pending: list[object] = [raw]
     while pending:
         here = pending.pop()
         if isinstance(here, Mapping):
@@ -138,7 +138,7 @@ def remote_code_keys(raw: Any) -> list[str]:
     return result
 
 
-def _names_code(key: str, value: Any) -> bool:
+def _names_code(key: str, value: object) -> bool:
     if key in CODE_KEYS:
         return bool(value)
     return (

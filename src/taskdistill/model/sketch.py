@@ -7,14 +7,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from taskdistill.errors import BadInput
 from taskdistill.model import jina
 from taskdistill.model.backbone import EMBEDDED, build_backbone, check_backbone, read_json, resolve
-from taskdistill.model.configuration import refuse_code
+from taskdistill.model.configuration import RawConfig, refuse_code
 from taskdistill.model.safety import check_weights
 from taskdistill.model.tokenizer import TextTokenizer
 
@@ -25,7 +24,7 @@ _QWEN3 = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
 }
-KNOWN: Mapping[str, Mapping[str, Any]] = {
+KNOWN: Mapping[str, RawConfig] = {
     "Qwen/Qwen3-0.6B-Base": {
         **_QWEN3,
         "vocab_size": 151_936,
@@ -98,7 +97,8 @@ def sketch(
     folder = _folder(model, revision)
     if folder is None:
         return ModelSketch(build_backbone(KNOWN[model.partition("@")[0]], device="meta"), None)
-    raw, weights = read_json(folder / "config.json"), any(folder.glob("model*.safetensors*"))
+    raw: RawConfig = read_json(folder / "config.json")
+    weights = any(folder.glob("model*.safetensors*"))
     if jina.recognises(folder):
         raw = jina.family_config(raw, check_weights(folder), folder / "config.json")
     refuse_code(raw, folder / "config.json", trust_remote_code)

@@ -161,7 +161,7 @@ def _without_words(part: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def resume_meta(run: RunContext, name: str) -> dict[str, Any]:
+def resume_meta(run: RunContext, name: str) -> dict[str, str]:
     """Hash what must be the same where a phase is continued.
 
     The deciding settings and the rows of its sources.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.records import Results
 from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
+from taskdistill.model.settings import CalibrationByTask, ModelSettings, TeacherFacts
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.pipeline.card import run_card
@@ -28,6 +29,8 @@ from taskdistill.pipeline.resume import resume_meta
 from taskdistill.quantization import fit_ranges, ranges_to_json, truncate
 from taskdistill.tasks import Role
 from taskdistill.types import RowKind, TeacherSide
+
+T = TypeVar("T")
 
 CALIBRATION_TEXTS = 800
 """Texts whose vectors decide int8 ranges and binary offsets."""
@@ -43,7 +46,7 @@ def fit_calibration(
     *,
     tasks: Sequence[str | None],
     offsets: bool,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, CalibrationByTask]:
     """Fit what quantized vectors need to know of a model.
 
     `queries`: for the offsets of queries; none takes the documents. `tasks`: adapters; None for the
@@ -53,7 +56,7 @@ def fit_calibration(
     of the texts.
     """
     documents = list(documents)
-    fitted: dict[str, dict[str, Any]] = {"int8_ranges": {}}
+    fitted: dict[str, CalibrationByTask] = {"int8_ranges": {}}
     for task in tasks:
         vectors = encoder.encode_reporting(documents, task=task).vectors
         ranges = ranges_to_json(fit_ranges(vectors, encoder.matryoshka_dims))
@@ -100,7 +103,7 @@ def recalibrate(
 
 
 def _with_calibration(
-    settings: ModelSettings, fitted: Mapping[str, dict[str, Any]]
+    settings: ModelSettings, fitted: Mapping[str, CalibrationByTask]
 ) -> ModelSettings:
     offsets = fitted.get("binary_offsets", {})
     return replace(settings, int8_ranges=fitted["int8_ranges"], binary_offsets=offsets)
@@ -111,7 +114,7 @@ def write_with_card(
     model: Model,
     card: str,
     *,
-    meta: Mapping[str, Any] | None = None,
+    meta: Mapping[str, object] | None = None,
     inputs: Mapping[str, str] | None = None,
     replace_existing: bool = False,
 ) -> None:
@@ -211,7 +214,7 @@ def _calibration_queries(run: RunContext) -> list[str]:
     return _sample(list(queries), run.recipe.seed)
 
 
-def _sample(items: list[Any], seed: int) -> list[Any]:
+def _sample(items: list[T], seed: int) -> list[T]:
     """Draw items without replacement, in their order."""
     if not items:
         return []
@@ -220,7 +223,7 @@ def _sample(items: list[Any], seed: int) -> list[Any]:
     return [items[i] for i in sorted(chosen.tolist())]
 
 
-def _teacher_facts(run: RunContext) -> dict[str, Any]:
+def _teacher_facts(run: RunContext) -> TeacherFacts:
     trained_on = run.recipe.teacher.trained_on
     if run.further:
         widths = [stores["document"].embedding_dim or 0 for _, _, stores in run.teachers]

@@ -25,8 +25,9 @@ from taskdistill.model.backbone import (
 )
 from taskdistill.model.folder import read_model
 from taskdistill.model.layers import keep_layers
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
 from taskdistill.model.rope import rope_theta, set_rope_theta
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.sketch import sketch
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer, end_token

@@ -39,7 +39,8 @@ def train_static(run: RunContext, student: Model) -> Path:
     folder = run.out / ("model" if run.recipe.stage1 is None else "static-model")
     fill_stores(run, ["static"])
     if restore(folder):
-        _check_same_data(run, folder)
+        data = resume_meta(run, "static")["data"]
+        require_same(folder, read_manifest(folder, "model")["inputs"], {"data": data})
         return folder
     plan = run.plans["static"]
     tokenizer = (
@@ -105,8 +106,3 @@ def _vocabulary_texts(run: RunContext) -> list[str]:
         text for name in names for row in run.inputs.datasets[name].rows for text in row_texts(row)
     )
     return sample(list(texts), settings.texts, run.recipe.seed)
-
-
-def _check_same_data(run: RunContext, folder: Path) -> None:
-    inputs = read_manifest(folder, "model")["inputs"]
-    require_same(folder, inputs, {"data": resume_meta(run, "static")["data"]})

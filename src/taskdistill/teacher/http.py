@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -73,7 +73,7 @@ class HttpTeacher:
     attempts: int = 6
     backoff: float = 1.0
     parallel: int = 4
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict)
     """Further fields of every request, such as Jina's `task`."""
 
     def __post_init__(self) -> None:
@@ -180,7 +180,7 @@ class HttpTeacher:
             )
         return _vectors(data, len(texts))
 
-    def _post(self, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, bytes]:
+    def _post(self, body: Mapping[str, object]) -> tuple[int, httpx.Headers, bytes]:
         """Send a request and read its whole reply within the time that there is for both."""
         late = f"no whole reply within {self.timeout:g} s"
         line = self._take_line()
@@ -240,7 +240,7 @@ class _Line:
         self._socket: socket.socket | None = None
 
     @contextmanager
-    def deadline(self, seconds: float) -> Iterator[Any]:
+    def deadline(self, seconds: float) -> Iterator[Callable[[], bool]]:
         """Cut the connection when the time is over; yields a function that says whether it is."""
         end = time.monotonic() + seconds
         timer = threading.Timer(seconds, self._cut)
@@ -295,7 +295,7 @@ def _vectors(data: bytes, count: int) -> list[npt.NDArray[np.float32]]:
     return [result[index] for index in range(count)]
 
 
-def _vector(value: Any) -> npt.NDArray[np.float32]:
+def _vector(value: object) -> npt.NDArray[np.float32]:
     """Read a list of numbers (null counts as NaN) or base64 of little-endian float32."""
     if isinstance(value, str):
         vector = np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float32)
@@ -315,7 +315,7 @@ def _vector(value: Any) -> npt.NDArray[np.float32]:
     return vector
 
 
-def _index(value: Any) -> int:
+def _index(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"an index is {value!r:.40}")
     return value

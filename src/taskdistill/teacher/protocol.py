@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ View = Literal["query", "document", "topic"]
 VIEWS: tuple[View, ...] = ("query", "document", "topic")
 
 
-FLOAT32: dict[str, Any] = {"arithmetic": None}
+FLOAT32: dict[str, None] = {"arithmetic": None}
 """What a store says, or says by leaving it out, of a teacher that computes in float32."""
 
 
@@ -39,7 +39,7 @@ class TeacherIdentity:
     arithmetic: str | None = None
     """Number type of a local model's passes where it is not float32."""
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, str | int | None]:
         """Return the identity as plain data.
 
         Returns field name to value; without `arithmetic` for float32, as before that could be

@@ -9,7 +9,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,13 @@ _MADE = re.compile(
 )
 
 
+class FileFacts(TypedDict):
+    """What a shard's JSON file says of another file of it."""
+
+    bytes: int
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """Where a complete shard lies and what its JSON file says of it."""
@@ -36,7 +43,8 @@ class Shard:
     number: int
     rows: int
     embedding_dim: int
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileFacts]
+    """Of `vectors` and `keys`."""
     store: str | None = None
     """Hash of the manifest of the store that it was written for; None for one of the time before
     shards said so.
@@ -146,7 +154,7 @@ def broken(folder: Path, name: str, fault: str) -> BadInput:
 def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors, store: str) -> Shard:
     """Write a shard; it exists once its JSON file does."""
     parts = {"vectors": _npy(vectors), "keys": _npy(keys.view(np.uint8).reshape(len(keys), -1))}
-    files = {
+    files: dict[str, FileFacts] = {
         part: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for part, data in parts.items()
     }
@@ -179,7 +187,7 @@ def read_shard(path: Path) -> Shard:
     """
     try:
         raw = read_sealed(path, "the shard has to be made again")
-        files = {
+        files: dict[str, FileFacts] = {
             part: {"bytes": int(raw[part]["bytes"]), "sha256": str(raw[part]["sha256"])}
             for part in ("vectors", "keys")
         }

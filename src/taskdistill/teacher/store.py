@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,25 @@ from taskdistill.types import MANIFEST
 
 KIND = "teacher-store"
 _FORMAT = {"dtype": "float16", "key": f"sha256 of the UTF-8 text, first {KEY_BYTES} bytes"}
+
+
+class StoreReport(TypedDict):
+    """What a store's folder is, and whether it is whole."""
+
+    teacher: dict[str, str | int | None] | None
+    """Fields of the teacher's identity."""
+    instruction: str | None
+    """The form of a text; None for raw texts."""
+    embedding_dim: int | None
+    dtype: str | None
+    texts: int
+    shards: int
+    """Whole ones."""
+    bytes: int
+    whole: bool
+    faults: list[str]
+    leftovers: list[str]
+    """Files that a killed writer left."""
 
 
 class TeacherStore:
@@ -272,19 +291,18 @@ def open_views(
     return {view: stores[form] for view, form in forms.items()}
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path) -> StoreReport:
     """Say what a store's folder is and whether it is whole, reading every byte.
 
-    Returns keys teacher, instruction, embedding_dim, dtype, texts, shards, bytes, whole, faults,
-    leftovers. Raises BadInput if it is no teacher store.
+    Raises BadInput if it is no teacher store.
     """
     manifest = read_manifest(folder, KIND)
     shards, faults = _inspect(folder)
     return {
-        **{
-            name: manifest.get(name)
-            for name in ("teacher", "instruction", "embedding_dim", "dtype")
-        },
+        "teacher": manifest.get("teacher"),
+        "instruction": manifest.get("instruction"),
+        "embedding_dim": manifest.get("embedding_dim"),
+        "dtype": manifest.get("dtype"),
         "texts": sum(shard.rows for shard in shards),
         "shards": len(shards),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),

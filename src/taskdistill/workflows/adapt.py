@@ -34,6 +34,7 @@ from taskdistill.model.folder import read_model
 from taskdistill.model.lora import adapter_parameters, detach
 from taskdistill.model.model import Model
 from taskdistill.model.rope import rope_theta, set_rope_theta
+from taskdistill.model.settings import Calibration
 from taskdistill.model.student import TransformerModel
 from taskdistill.pipeline.save_model import CALIBRATION_TEXTS, fit_calibration
 from taskdistill.progress import Progress, SilentProgress, Stop, never
@@ -281,7 +282,7 @@ def scale_adapter(module: TransformerModel, adapter: str, strength: float) -> No
                 parameter.mul_(strength)
 
 
-def _calibration(encoder: Encoder, name: str, data: Dataset) -> dict[str, Any]:
+def _calibration(encoder: Encoder, name: str, data: Dataset) -> dict[str, Calibration]:
     """Fit from the rows what the other adapters got from the training data."""
     rows = data.rows[:CALIBRATION_TEXTS]
     fitted = fit_calibration(

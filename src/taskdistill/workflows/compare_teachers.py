@@ -34,7 +34,8 @@ from taskdistill.io.outputs import check_claim, claim, write_result
 from taskdistill.io.sealed import hash_json
 from taskdistill.model.backbone import EMBEDDED, resolve
 from taskdistill.model.folder import write_model
-from taskdistill.model.model import Model, ModelSettings
+from taskdistill.model.model import Model
+from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.progress import Progress, never
