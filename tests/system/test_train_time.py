@@ -17,6 +17,7 @@ from helpers import tiny, tiny_run
 from taskdistill.model.flops import matrix_parameters, step_flops
 from taskdistill.model.lora import adapter_parameters
 from taskdistill.pipeline.profile import matrix_rate, where_time_went
+from taskdistill.pipeline.train import Launch
 from taskdistill.report.pages import profile_table
 from taskdistill.train.log import read_lines
 from taskdistill.train.timer import Timer, between, moment
@@ -143,7 +144,7 @@ def test_the_profiler_writes_a_trace_of_every_phase_with_all_threads(tmp_path):
         tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=6
     )
     raw["threads"], raw["adapters"] = 2, {"retrieval": raw["adapters"]["retrieval"]}
-    tiny_run.train(raw, tmp_path / "run", profile=True)
+    tiny_run.train(raw, tmp_path / "run", launch=Launch(profile=True))
     assert sorted(path.name for path in (tmp_path / "run/profile").iterdir()) == sorted(
         f"{phase}.{kind}"
         for phase in ("static", "stage1", "adapters.retrieval")
@@ -169,7 +170,7 @@ def test_a_short_phase_is_traced_too_and_without_the_option_nothing_is_written(t
     )
     del raw["static"]
     raw["adapters"] = {}
-    tiny_run.train(raw, tmp_path / "one", profile=True)
+    tiny_run.train(raw, tmp_path / "one", launch=Launch(profile=True))
     assert any(
         event.get("name", "").startswith("aten::")
         for event in trace(tmp_path / "one/profile/stage1.json.gz")
