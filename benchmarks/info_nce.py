@@ -30,7 +30,7 @@ from common import (
     table,
 )
 
-from taskdistill.losses.terms.contrastive import streaming_info_nce
+from taskdistill.losses.streaming import streaming_info_nce
 from taskdistill.memory import trim_memory
 
 SIDES = ("plain torch", "row chunks")

@@ -35,14 +35,14 @@ from taskdistill.evaluate.datasets import task_types
 from taskdistill.export.export import FORMATS
 from taskdistill.export.vector_databases import ENGINES
 from taskdistill.losses import registry
-from taskdistill.losses.term import normalize, over_prefixes
+from taskdistill.losses.streaming import streaming_info_nce
 from taskdistill.losses.terms.contrastive import (
+    HardNegativeWeighting,
     info_nce,
     int8_straight_through,
     mixed_negatives,
     sharpened_info_nce,
     sign_straight_through,
-    streaming_info_nce,
 )
 from taskdistill.losses.terms.cosent import cosent
 from taskdistill.losses.terms.embedding import (
@@ -63,6 +63,7 @@ from taskdistill.losses.terms.similarity import (
     score_kl,
     similarity_matrix,
 )
+from taskdistill.losses.vectors import normalize, over_prefixes
 from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE as GOLDEN_FILE
 from taskdistill.model.golden import embed_with, golden_vectors
@@ -100,16 +101,33 @@ LOSS_TERMS = sorted(registry.LOSSES)
 
 Matrix = torch.Tensor
 
+
+def _masked(formula: Callable[..., Matrix]) -> Callable[..., Matrix]:
+    """A contrast whose mask and chunk may stand in fifth and sixth place."""
+
+    def call(*given: Any, **options: Any) -> Matrix:
+        return formula(
+            *given[:4], **dict(zip(("excluded", "chunk"), given[4:], strict=False)), **options
+        )
+
+    return call
+
+
+def _sharpened(*given: Any, focal: float = 0.0, hardness: float = 0.0, **options: Any) -> Matrix:
+    weighting = HardNegativeWeighting(focal=focal, hardness=hardness)
+    return _masked(sharpened_info_nce)(*given, weighting=weighting, **options)
+
+
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "distill": embedding_distance,
     "distill of several teachers": teachers_distance,
-    "info_nce": info_nce,
-    "info_nce by row chunks": streaming_info_nce,
-    "info_nce sharpened": sharpened_info_nce,
-    "binary_info_nce": lambda q, d, *rest: info_nce(
+    "info_nce": _masked(info_nce),
+    "info_nce by row chunks": _masked(streaming_info_nce),
+    "info_nce sharpened": _sharpened,
+    "binary_info_nce": lambda q, d, *rest: _masked(info_nce)(
         sign_straight_through(q), sign_straight_through(d), *rest
     ),
-    "int8_info_nce": lambda q, d, *rest: info_nce(
+    "int8_info_nce": lambda q, d, *rest: _masked(info_nce)(
         int8_straight_through(q), int8_straight_through(d), *rest
     ),
     "cosent": cosent,
@@ -126,7 +144,7 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "rkd_distance": rkd_distance,
     "rkd_angle": rkd_angle,
     "list_kl": list_kl,
-    "teacher_nce": info_nce,
+    "teacher_nce": _masked(info_nce),
     "hidden": hidden_distance,
 }
 """Term to its formula, a function of tensors."""

@@ -12,28 +12,32 @@ from torch import Tensor, nn
 
 from taskdistill.data.batches import Batch, ClassificationItem
 from taskdistill.data.rows import Pair, ScoredPair, Text
-from taskdistill.losses.term import normalize, over_prefixes
-from taskdistill.losses.terms.contrastive import info_nce, sign_straight_through, streaming_info_nce
+from taskdistill.losses.streaming import streaming_info_nce
+from taskdistill.losses.terms.contrastive import info_nce, sign_straight_through
 from taskdistill.losses.terms.cosent import cosent
 from taskdistill.losses.terms.regularizers import gor
 from taskdistill.losses.terms.relational import relational_distance
 from taskdistill.losses.terms.similarity import score_distill
+from taskdistill.losses.vectors import normalize, over_prefixes
 from taskdistill.model.lora import adapter_parameters
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import TransformerModel
-from taskdistill.recipe.phases import AdapterConfig
+from taskdistill.recipe.phases import AdapterConfig, Stage1Config
 from taskdistill.tasks import Task
 from taskdistill.train import gradients as step
 from taskdistill.train.batch_loss import Share
 from taskdistill.train.collate import TrainBatch, collate, false_negatives
 from taskdistill.train.context import Phase
-from taskdistill.train.objective import Heads, Targets, adapter_objective, distill, weights_for
+from taskdistill.train.loss_terms import weights_for
+from taskdistill.train.objective import Heads, Objective, Targets
 from taskdistill.train.workers import workers
 from taskdistill.types import RowKind
 
 DIMS = (8, 16, 32)
 
 TEACHER = 24
+
+STAGE1 = Stage1Config(sources={"made": 1}, steps=1, batch_size=6, lr=1e-3)
 
 EVERY_TERM = {
     Task.RETRIEVAL: {"info_nce", "distill", "gor"},
@@ -152,14 +156,11 @@ def case(
         log_temperature=nn.Parameter(torch.tensor(0.1, dtype=dtype).log()),
     )
     if task is None:
-        objective, weights = (
-            (lambda vectors, *given: ({"distill": distill(vectors, *given, DIMS)}, 0.0)),
-            {},
-        )
+        objective, weights = Objective(STAGE1, {"distill": 1.0}, DIMS), {}
         model.to(dtype)
         trained = dict(model.backbone.named_parameters())
     else:
-        objective, weights = adapter_objective(task, settings, DIMS), weights_for(task, {})
+        objective, weights = Objective(settings, weights_for(task, {}), DIMS), weights_for(task, {})
         tiny.add_adapter(model, task.value, dropout=dropout)
         model.to(dtype)
         trained = adapter_parameters(model.backbone, task.value)
@@ -186,10 +187,12 @@ def every_loss(
 
     def contrast(dim: int, code: Callable[[Tensor], Tensor] = normalize) -> Tensor:
         made = code(vectors[:, :dim])
-        return info_nce(made[first], made[documents], own, tau, masked)
+        return info_nce(made[first], made[documents], own, tau, excluded=masked)
 
     def streamed(dim: int) -> Tensor:
-        return streaming_info_nce(unit(dim)[first], unit(dim)[documents], own, tau, masked, chunk=4)
+        return streaming_info_nce(
+            unit(dim)[first], unit(dim)[documents], own, tau, excluded=masked, chunk=4
+        )
 
     terms = {
         "info_nce": contrast,
@@ -201,7 +204,8 @@ def every_loss(
         "scores": lambda dim: score_distill(unit(dim), normalize(targets.base), 0.1),
     }
     found = {name: over_prefixes(term, DIMS) for name, term in terms.items()}
-    return found | {"distill": distill(vectors, prepared, targets, heads, DIMS)}, 0.0
+    distilled, _ = Objective(STAGE1, {"distill": 1.0}, DIMS)(vectors, prepared, targets, heads)
+    return found | distilled, 0.0
 
 
 def everything(family: str, dtype: torch.dtype = torch.float64) -> Case:
@@ -222,11 +226,11 @@ def stage_1_share(case: Case) -> Share | None:
     """How the loss of stage 1 is taken of a part of a batch."""
     phase = Phase(
         name="stage1",
-        settings=None,
+        settings=STAGE1,
         plan=None,
         prepare=None,
         objective=case.objective,
-        weights={},
+        weights={"distill": 1.0},
         trained=case.trained,
         heads=case.heads,
     )

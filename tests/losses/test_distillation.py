@@ -8,18 +8,23 @@ import math
 import pytest
 import torch
 
-from taskdistill.losses.registry import LOSSES, TEACHER_TERMS
-from taskdistill.losses.term import normalize
-from taskdistill.losses.terms.contrastive import info_nce, mixed_negatives, sharpened_info_nce
+from taskdistill.losses.terms.contrastive import (
+    HardNegativeWeighting,
+    info_nce,
+    mixed_negatives,
+    sharpened_info_nce,
+)
 from taskdistill.losses.terms.embedding import hidden_distance, l2_distance, squared_error
 from taskdistill.losses.terms.listwise import list_kl
 from taskdistill.losses.terms.similarity import (
     relative_similarity,
     rkd_angle,
     rkd_distance,
+    score_distill,
     score_kl,
     similarity_matrix,
 )
+from taskdistill.losses.vectors import normalize
 
 
 def drawn(rows: int, width: int, seed: int) -> torch.Tensor:
@@ -27,7 +32,14 @@ def drawn(rows: int, width: int, seed: int) -> torch.Tensor:
 
 
 MENU = {
-    name: LOSSES[name].formula for name in TEACHER_TERMS if "_nce" not in name and name != "list_kl"
+    "l2": l2_distance,
+    "mse": squared_error,
+    "score_softmax": score_distill,
+    "score_kl": score_kl,
+    "similarity": similarity_matrix,
+    "relative": relative_similarity,
+    "rkd_distance": rkd_distance,
+    "rkd_angle": rkd_angle,
 }
 IN_TEACHER_SPACE = ("l2", "mse")
 S, T = drawn(5, 4, 1), drawn(5, 6, 2)
@@ -149,9 +161,9 @@ EXCLUDED = torch.tensor([[False, True, False, False], [False, False, False, Fals
 
 def test_without_settings_it_is_info_nce():
     documents = normalize(drawn(4, 4, 8))
-    plain = info_nce(UNIT_S[:2], documents, POSITIVES, 0.1, EXCLUDED)
+    plain = info_nce(UNIT_S[:2], documents, POSITIVES, 0.1, excluded=EXCLUDED)
     assert float(
-        sharpened_info_nce(UNIT_S[:2], documents, POSITIVES, 0.1, EXCLUDED)
+        sharpened_info_nce(UNIT_S[:2], documents, POSITIVES, 0.1, excluded=EXCLUDED)
     ) == pytest.approx(float(plain), rel=1e-6)
 
 
@@ -178,9 +190,8 @@ def test_focal_hardness_and_mixed_negatives_by_loops():
         documents,
         POSITIVES,
         0.2,
-        EXCLUDED,
-        focal=0.5,
-        hardness=5.0,
+        excluded=EXCLUDED,
+        weighting=HardNegativeWeighting(focal=0.5, hardness=5.0),
         hard=hard,
         mixed=mixed,
     )

@@ -10,19 +10,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from taskdistill.losses.term import normalize, over_prefixes
+from taskdistill.losses.streaming import streaming_info_nce
 from taskdistill.losses.terms import contrastive
 from taskdistill.losses.terms.contrastive import (
     info_nce,
     int8_straight_through,
     sign_straight_through,
-    streaming_info_nce,
 )
 from taskdistill.losses.terms.cosent import cosent
 from taskdistill.losses.terms.embedding import embedding_distance
 from taskdistill.losses.terms.regularizers import gor, gor_hinged, mean_vector_penalty
 from taskdistill.losses.terms.relational import relational_distance
 from taskdistill.losses.terms.similarity import score_distill
+from taskdistill.losses.vectors import normalize, over_prefixes
 
 LN2_TEMPERATURE = 1 / math.log(2)
 """With this temperature the exponential of a similarity is 2 to its power."""
@@ -54,7 +54,7 @@ def test_info_nce_by_hand():
     value = info_nce(queries, documents, own, LN2_TEMPERATURE).item()
     assert value == pytest.approx((math.log(3.5 / 2) + math.log(4 / 2)) / 2)
     excluded = torch.tensor([[True, False, True], [False, True, False]])
-    value = info_nce(queries, documents, own, LN2_TEMPERATURE, excluded).item()
+    value = info_nce(queries, documents, own, LN2_TEMPERATURE, excluded=excluded).item()
     assert value == pytest.approx(
         (math.log(3 / 2) + math.log(4 / 2)) / 2
     )  # the own positive stays, though it is named
@@ -65,7 +65,7 @@ def test_four_equal_documents_cannot_go_below_ln_4_unless_they_are_masked():
     documents = unit(1, 6, seed=1).expand(4, 6)
     assert info_nce(queries, documents, own, 0.02).item() == pytest.approx(math.log(4))
     assert info_nce(
-        queries, documents, own, 0.02, torch.ones(4, 4, dtype=torch.bool)
+        queries, documents, own, 0.02, excluded=torch.ones(4, 4, dtype=torch.bool)
     ).item() == pytest.approx(0.0, abs=1e-12)
 
 
@@ -166,7 +166,7 @@ def test_streaming_info_nce_equals_the_plain_one_with_all_gradients(masked, chun
         )
         tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
         options = {"chunk": chunk} if compute is streaming_info_nce else {}
-        value = compute(queries, documents, positives, tau, excluded, **options)
+        value = compute(queries, documents, positives, tau, excluded=excluded, **options)
         (3 * value).backward()
         found.append([value.detach(), queries.grad, documents.grad, tau.grad])
     for streamed, plain in zip(*found, strict=True):

@@ -81,7 +81,7 @@ def test_only_a_loss_of_distillation_alone_is_carried_back_piece_by_piece():
     assert (
         Phase(
             name="a",
-            settings=None,
+            settings=gradient_cases.STAGE1,
             plan=None,
             prepare=None,
             objective=case.objective,

@@ -15,8 +15,8 @@ from helpers import tiny, tiny_run
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.io.folders import read_manifest
-from taskdistill.losses.term import normalize
 from taskdistill.losses.terms.embedding import embedding_distance, teachers_distance
+from taskdistill.losses.vectors import normalize
 from taskdistill.recipe.recipe import parse_recipe
 
 NAN = torch.nan

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from taskdistill.errors import WorkFailed
 from taskdistill.pipeline import phases as stages
-from taskdistill.train import phases
 from taskdistill.train.checkpoint import list_checkpoints
 from taskdistill.train.collate import TrainBatch
 from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.log import read_lines
-from taskdistill.train.objective import distill
+from taskdistill.train.objective import Objective
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +67,19 @@ def states(monkeypatch) -> list[dict[str, Tensor]]:
 def spoil(monkeypatch, at: set[int], how: str) -> None:
     """Make the loss, or only its gradient, not finite at some steps."""
 
-    def spoilt(vectors: Tensor, prepared: TrainBatch, *given: Any) -> Tensor:
-        value = distill(vectors, prepared, *given)
-        if prepared.batch.step not in at:
-            return value
-        return value * math.nan if how == "loss" else value + (vectors[0, 0] * 0).sqrt()
+    def spoilt(
+        self: Objective, vectors: Tensor, prepared: TrainBatch, *given: Any
+    ) -> tuple[dict[str, Tensor], float]:
+        terms, masked = plain(self, vectors, prepared, *given)
+        if prepared.batch.step in at:
+            value = terms["distill"]
+            terms["distill"] = (
+                value * math.nan if how == "loss" else value + (vectors[0, 0] * 0).sqrt()
+            )
+        return terms, masked
 
-    monkeypatch.setattr(phases, "distill", spoilt)
+    plain = Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", spoilt)
 
 
 def unchanged(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
@@ -116,7 +121,7 @@ def test_too_many_in_a_row_end_the_work_with_a_valid_checkpoint(
     assert newest.name == "step-0000006" and unchanged(
         states[4], load_file(newest / "weights.safetensors")
     )
-    monkeypatch.setattr(phases, "distill", distill)
+    monkeypatch.undo()
     tiny_run.train(stage1(home, max_bad_steps=2), tmp_path / "run")
     assert [step for step, _ in tiny_run.steps(tmp_path / "run")["stage1"]] == list(range(8))
 

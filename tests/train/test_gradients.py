@@ -20,7 +20,7 @@ from taskdistill.model.student import StaticModel
 from taskdistill.tasks import Task
 from taskdistill.train import gradients as step
 from taskdistill.train import microbatch
-from taskdistill.train.objective import weights_for
+from taskdistill.train.loss_terms import weights_for
 from taskdistill.train.workers import workers
 
 

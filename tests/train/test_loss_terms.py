@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,31 +12,58 @@ from helpers import tiny
 from taskdistill.data.batches import Batch
 from taskdistill.data.rows import Pair, ScoredPair, Text, make_dataset
 from taskdistill.errors import BadInput
-from taskdistill.losses.registry import LOSSES, TEACHER_TERMS
-from taskdistill.losses.term import normalize
-from taskdistill.losses.terms.contrastive import mixed_negatives, sharpened_info_nce
+from taskdistill.losses.terms.contrastive import (
+    HardNegativeWeighting,
+    mixed_negatives,
+    sharpened_info_nce,
+)
+from taskdistill.losses.terms.embedding import l2_distance, squared_error
 from taskdistill.losses.terms.listwise import list_kl
 from taskdistill.losses.terms.relational import relational_distance
+from taskdistill.losses.terms.similarity import (
+    relative_similarity,
+    rkd_angle,
+    rkd_distance,
+    score_distill,
+    score_kl,
+    similarity_matrix,
+)
+from taskdistill.losses.vectors import normalize, step_rng
 from taskdistill.model.projection import Projection
 from taskdistill.recipe.phases import AdapterConfig, Stage1Config
 from taskdistill.tasks import Task
 from taskdistill.train.collate import collate
 from taskdistill.train.loss_terms import (
     stage1_weights,
-    step_rng,
-    teacher_terms,
     weight_at,
+    weights_for,
 )
-from taskdistill.train.objective import Heads, Targets, adapter_objective, weights_for
+from taskdistill.train.objective import Heads, Objective, Targets
 from taskdistill.train.phases import build_stage1, distils, plan_phase
 from taskdistill.types import RowKind
 
+TEACHER_TERMS = (
+    *("l2", "mse", "score_softmax", "score_kl", "similarity", "relative", "rkd_distance"),
+    *("rkd_angle", "list_kl", "teacher_nce"),
+)
+FORMULAS = {
+    "l2": l2_distance,
+    "mse": squared_error,
+    "score_softmax": score_distill,
+    "score_kl": partial(score_kl, temperature=0.05),
+    "similarity": similarity_matrix,
+    "rkd_distance": rkd_distance,
+}
 ROWS = [Pair("a", "b", ("x", "y")), Pair("c", "d", ("z", "x")), Pair("e", "f")]
 BASE = {"sources": {"made": 1}, "steps": 10, "batch_size": 3, "lr": 1e-3}
 
 
 def adapter(**fields: object) -> AdapterConfig:
     return AdapterConfig(**{**BASE, **fields})
+
+
+def adapter_objective(task: Task, settings: AdapterConfig, dims: list[int]) -> Objective:
+    return Objective(settings, weights_for(task, settings.weights), dims)
 
 
 def stage1(**fields: object) -> Stage1Config:
@@ -79,13 +108,11 @@ def test_every_teacher_term_of_an_adapter_is_the_loss_over_both_prefixes():
             elif name == "list_kl":
                 found.append(list_kl(mine[:3], mine[3:], theirs[:3], theirs[3:], temperature=0.3))
             elif name == "relative":
-                found.append(LOSSES[name].formula(mine, theirs, couples=50, generator=step_rng(0)))
-            elif name == "score_kl":
-                found.append(LOSSES[name].formula(mine, theirs, temperature=0.05))
+                found.append(relative_similarity(mine, theirs, couples=50, generator=step_rng(0)))
             elif name == "rkd_angle":
-                found.append(LOSSES[name].formula(mine, theirs, corners=4, generator=step_rng(0)))
+                found.append(rkd_angle(mine, theirs, corners=4, generator=step_rng(0)))
             else:
-                found.append(LOSSES[name].formula(mine, theirs))
+                found.append(FORMULAS[name](mine, theirs))
         assert value.item() == pytest.approx(sum(each.item() for each in found) / 2, rel=1e-5), name
 
 
@@ -97,9 +124,9 @@ def test_a_term_with_several_teachers_is_its_mean_over_those_that_know_the_texts
     settings = adapter(menu={"corners": 4, "couples": 50})
 
     def term(target, widths=(), head=projection, chosen=prepared, rows=vectors):
-        return teacher_terms(rows, chosen, target, head, [4, 8], settings, [name], widths=widths)[
-            name
-        ].item()
+        heads = Heads(projection=head, widths=widths)
+        terms, _ = Objective(settings, {name: 1.0}, [4, 8])(rows, chosen, Targets(target), heads)
+        return terms[name].item()
 
     def part(columns):
         head = Projection(8, columns.stop - columns.start)
@@ -187,9 +214,7 @@ def test_sharpened_contrast_sees_the_hard_negatives_of_each_row():
         documents,
         torch.arange(3),
         0.3,
-        None,
-        focal=0.5,
-        hardness=5.0,
+        weighting=HardNegativeWeighting(focal=0.5, hardness=5.0),
         hard=hard,
         mixed=mixed,
     )

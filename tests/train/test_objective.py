@@ -17,22 +17,20 @@ from torch import nn
 from taskdistill.data.batches import Batch, ClassificationItem
 from taskdistill.data.rows import Pair, ScoredPair, Text
 from taskdistill.errors import BadInput
-from taskdistill.losses.term import normalize
 from taskdistill.losses.terms.contrastive import info_nce
-from taskdistill.losses.terms.listwise import teacher_info_nce
 from taskdistill.losses.terms.regularizers import gor
 from taskdistill.losses.terms.relational import relational_distance
+from taskdistill.losses.vectors import normalize
 from taskdistill.model.projection import Projection
-from taskdistill.recipe.phases import AdapterConfig
+from taskdistill.recipe.phases import AdapterConfig, Stage1Config, StaticConfig
 from taskdistill.tasks import Task
-from taskdistill.train.collate import collate
+from taskdistill.train.collate import TrainBatch, collate
+from taskdistill.train.loss_terms import weights_for
 from taskdistill.train.objective import (
     Heads,
+    Objective,
     Targets,
-    adapter_objective,
-    distill,
-    temperature,
-    weights_for,
+    contrast_temperature,
 )
 from taskdistill.types import RowKind, TeacherSide
 
@@ -41,6 +39,25 @@ def adapter(**fields: object) -> AdapterConfig:
     return AdapterConfig(
         **{"sources": {"made": 1}, "steps": 1, "batch_size": 2, "lr": 1e-3, **fields}
     )
+
+
+def adapter_objective(task: Task, settings: AdapterConfig, dims: list[int]) -> Objective:
+    return Objective(settings, weights_for(task, settings.weights), dims)
+
+
+def distill(
+    vectors: torch.Tensor,
+    prepared: TrainBatch,
+    targets: Targets,
+    heads: Heads,
+    dims: list[int],
+    reduction: str = "mean",
+) -> torch.Tensor:
+    settings = Stage1Config(
+        sources={"made": 1}, steps=1, batch_size=2, lr=1e-3, reduction=reduction
+    )
+    terms, _ = Objective(settings, {"distill": 1.0}, dims)(vectors, prepared, targets, heads)
+    return terms["distill"]
 
 
 def batch(kind: RowKind, *rows: object) -> Batch:
@@ -117,10 +134,11 @@ def test_a_text_is_told_apart_from_the_others_but_not_from_its_own_translation()
         one("one", "one", "two"),
         one("two", "two", "one"),
     ]
-    chosen = vectors[[place for place, _ in prepared.distilled]]
-    assert teacher_info_nce(
-        chosen, torch.tensor(prepared.teacher_text_idx), target, None, [2], 0.5
-    ).item() == pytest.approx(sum(wanted) / 4, rel=1e-5)
+    settings = StaticConfig(sources={"made": 1}, weights={"teacher_nce": 1.0}, nce_temperature=0.5)
+    terms, _ = Objective(settings, settings.weights, [2])(
+        vectors, prepared, Targets(target), Heads()
+    )
+    assert terms["teacher_nce"].item() == pytest.approx(sum(wanted) / 4, rel=1e-5)
 
 
 def test_a_prefix_of_the_projection_gets_its_gradient_and_the_rest_none():
@@ -168,7 +186,9 @@ def test_retrieval_adds_info_nce_distillation_and_both_sides_of_the_regulariser(
             u[[3, 4, 3, 5]],
             torch.arange(3),
             0.1,
-            torch.tensor([[False, False, True, False], [False] * 4, [True, False, False, False]]),
+            excluded=torch.tensor(
+                [[False, False, True, False], [False] * 4, [True, False, False, False]]
+            ),
         ),
         "gor": lambda u: gor(u[[0, 1, 2]]) + gor(u[[3, 4, 3]]),
     }.items():
@@ -221,8 +241,8 @@ def test_classification_contrasts_both_ways_and_masks_texts_of_the_same_label():
     unit = normalize(vectors)
     anchors, documents = unit[[0, 1, 2]], unit[[3, 4, 5, 6, 7, 8]]  # b e h, then c (y) f (x) i (z)
     same = torch.tensor([[1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 0], [1, 0, 1, 0, 1, 0]]).bool()
-    there = info_nce(anchors, documents, torch.arange(3), 0.5, same)
-    back = info_nce(unit[[3, 4, 5]], anchors, torch.arange(3), 0.5, same[:, :3])
+    there = info_nce(anchors, documents, torch.arange(3), 0.5, excluded=same)
+    back = info_nce(unit[[3, 4, 5]], anchors, torch.arange(3), 0.5, excluded=same[:, :3])
     assert terms["info_nce"].item() == pytest.approx((there + back).item(), abs=1e-6)
     wanted = relational_distance(unit, normalize(base))
     assert terms["relational"].item() == pytest.approx(wanted.item(), abs=1e-6)
@@ -272,11 +292,11 @@ def test_a_term_without_weight_is_not_computed():
 
 
 def test_a_learned_temperature_is_a_logarithm_held_above_a_floor():
-    assert temperature(Heads(), adapter(temperature=0.3)) == 0.3
+    assert contrast_temperature(Heads(), adapter(temperature=0.3)) == 0.3
     heads = Heads(log_temperature=nn.Parameter(torch.tensor(0.02).log()))
-    assert temperature(heads, adapter()).item() == pytest.approx(0.02)
+    assert contrast_temperature(heads, adapter()).item() == pytest.approx(0.02)
     heads.log_temperature.data.fill_(-20)
-    assert temperature(heads, adapter(min_temperature=0.01)).item() == pytest.approx(0.01)
+    assert contrast_temperature(heads, adapter(min_temperature=0.01)).item() == pytest.approx(0.01)
     assert list(heads.named()) == ["log_temperature"]
 
 
@@ -284,7 +304,7 @@ def test_a_learned_temperature_is_a_logarithm_held_above_a_floor():
 @example(start=0.0009, floor=0.001)
 def test_a_learned_temperature_has_a_gradient_wherever_it_is_and_is_held_at_its_floor(start, floor):
     heads = Heads(log_temperature=nn.Parameter(torch.tensor(start).log()), min_temperature=floor)
-    used = temperature(heads, adapter(min_temperature=floor))
+    used = contrast_temperature(heads, adapter(min_temperature=floor))
     assert used.item() == pytest.approx(
         max(start, floor), rel=1e-5
     ) and heads.temperature == pytest.approx(used.item(), rel=1e-5)
@@ -292,7 +312,7 @@ def test_a_learned_temperature_has_a_gradient_wherever_it_is_and_is_held_at_its_
     assert heads.log_temperature.grad.item() > 0
     heads.hold_temperature()
     assert heads.log_temperature.exp().item() == pytest.approx(max(start, floor), rel=1e-5)
-    assert temperature(heads, adapter(min_temperature=floor)).item() == pytest.approx(
+    assert contrast_temperature(heads, adapter(min_temperature=floor)).item() == pytest.approx(
         max(start, floor), rel=1e-5
     )
 

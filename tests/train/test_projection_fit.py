@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes
 
-from taskdistill.losses.term import normalize
+from taskdistill.losses.vectors import normalize
 from taskdistill.train.projection_fit import RIDGES, fit_projection
 
 NAN = float("nan")

@@ -26,7 +26,7 @@ from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.collate import TrainBatch, collate
 from taskdistill.train.context import Phase
-from taskdistill.train.objective import Heads, Targets, Terms, pairs
+from taskdistill.train.objective import Heads, Objective, Targets, Terms
 from taskdistill.train.optim import HeadSchedule
 
 LABEL = "ablation"
@@ -139,18 +139,19 @@ def build_phase(
     def prepared(batch: Batch) -> TrainBatch:
         return collate(batch, task=Task.RETRIEVAL, distil=distils, negatives=settings.negatives)
 
-    def objective(
+    objective = Objective(settings, settings.weights, chosen)
+
+    def shuffled(
         vectors: Tensor, batch: TrainBatch, targets: Targets, heads: Heads
     ) -> tuple[Terms, float]:
-        if arm.shuffled and targets.teacher is not None:
+        if targets.teacher is not None:
             order = shuffle(plan.seed, batch.batch.step, len(targets.teacher)).to(
                 targets.teacher.device
             )
             targets = replace(targets, teacher=targets.teacher[order])
-        result, masked = pairs(vectors, batch, targets, heads, chosen, settings, settings.weights)
-        if arm.shuffled:
-            result[SHUFFLED] = result.pop("distill")
-        return result, masked
+        terms, masked = objective(vectors, batch, targets, heads)
+        terms[SHUFFLED] = terms.pop("distill")
+        return terms, masked
 
     stage = experiment.recipe.first_stage()
     heads = Heads(projection=projection if distils else None)
@@ -159,7 +160,7 @@ def build_phase(
         settings=settings,
         plan=plan,
         prepare=prepared,
-        objective=objective,
+        objective=shuffled if arm.shuffled else objective,
         weights=weights,
         trained=trained_weights(module, freeze_table=stage.freeze_embeddings),
         heads=heads,

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from taskdistill.ablate.arms import ARMS, CORE, Arm, arm_of
+from taskdistill.config import ConfigModel, Fraction, Positive
 from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.pipeline.resume import deciding_data
-from taskdistill.recipe.base import ConfigModel, Fraction, Positive
 from taskdistill.recipe.load import explain, read_recipe
 from taskdistill.recipe.recipe import Recipe, parse_recipe
 from taskdistill.seeding import later_seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from taskdistill.recipe.base import ConfigModel, Positive, is_set
+from taskdistill.config import ConfigModel, Positive, is_set
 from taskdistill.types import RowKind, TeacherSide
 
 

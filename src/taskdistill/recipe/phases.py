@@ -2,17 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from taskdistill.recipe.base import ConfigModel, Fraction, Positive, Weight
+from taskdistill.config import ConfigModel, Fraction, Positive, Weight, is_set
+from taskdistill.losses.registry import LOSSES, phase_terms
+from taskdistill.losses.term import EVERY_ROW, TermConfig
+from taskdistill.losses.terms.contrastive import ContrastConfig, HardNegativeWeighting
+from taskdistill.losses.terms.cosent import CosentConfig
+from taskdistill.losses.terms.embedding import DistillConfig
+from taskdistill.losses.terms.listwise import TeacherContrastConfig
+from taskdistill.losses.terms.relational import RelationalConfig
 from taskdistill.recipe.student import StaticVocabConfig
 from taskdistill.tasks import Task
 
 MICRO_BATCH_TOKENS = 512
 """Tokens of a forward pass on a CPU with ample memory: more leave its cache; see
 docs/performance.md."""
+
+STAGE1_LOSSES = {"distill": 1.0}
+"""The paper's loss weights of stage 1 (section 4.2); those of the adapters stand in `TASKS`."""
+
+if TYPE_CHECKING:
+    StaticTerm = str
+    LossOptions = ConfigModel
+else:
+    StaticTerm = Literal[tuple(term.name for term in phase_terms("static"))]
+    LossOptions = create_model(
+        "LossOptions",
+        # A base's fields stand before those of the bases to its left.
+        __base__=tuple(
+            dict.fromkeys(
+                term.config
+                for term in reversed(LOSSES.values())
+                if term.config.in_menu and term.config is not TermConfig
+            )
+        ),
+        __module__=__name__,
+        __doc__="""Settings of the further distillation losses.
+
+    Ours; each acts only where its term has a weight.
+    """,
+    )
+
+
+def _key_of(config: type[TermConfig], name: str) -> Any:
+    """Take a key of a phase from the term that reads it: its default, limits and description."""
+    return config.model_fields[name]
+
+
+def _base_terms() -> str:
+    """List the terms of stage 1 as its description does."""
+    terms = phase_terms("base")
+    every = [t.name for t in terms if t.rows["base"] == EVERY_ROW and t.name not in STAGE1_LOSSES]
+    few = [
+        f"for {' and '.join(t.rows['base'])} {t.name}" for t in terms if t.rows["base"] != EVERY_ROW
+    ]
+    paper = f"{' and '.join(STAGE1_LOSSES)} (the paper's alone)"
+    return ", ".join([paper, *every, *(f"and {each}" for each in few)])
 
 
 class StaticConfig(ConfigModel):
@@ -44,15 +92,15 @@ class StaticConfig(ConfigModel):
             "start texts: length of the random part of each vector, which keeps pieces apart"
         ),
     )
-    weights: dict[Literal["distill", "teacher_nce", "cosent"], Weight] = Field(
-        default={"distill": 1.0},
+    weights: dict[StaticTerm, Weight] = Field(
+        default=STAGE1_LOSSES,
         description=(
             "Loss term to weight; teacher_nce: each text against the teacher's vectors of "
             "the batch; cosent is taken of scored rows"
         ),
     )
-    nce_temperature: float = Field(default=0.05, gt=0, description="Of teacher_nce")
-    cosent_temperature: float = Field(default=0.05, gt=0)
+    nce_temperature: float = _key_of(TeacherContrastConfig, "nce_temperature")
+    cosent_temperature: float = _key_of(CosentConfig, "cosent_temperature")
 
     def reads(self) -> set[str]:
         """Name the sources whose rows the phase uses."""
@@ -68,36 +116,18 @@ class StaticConfig(ConfigModel):
         fields = type(self).model_fields
         if self.start == "tokens" and self.noise != fields["noise"].default:
             raise ValueError("noise has no effect with start: tokens; remove it")
-        weights = {str(term): weight for term, weight in self.weights.items()}
-        if weights.get("teacher_nce") and self.batch_size < 2:
-            raise ValueError(
-                "teacher_nce tells the rows of a batch apart; set batch_size to 2 or more"
-            )
-        for name, term in (("cosent_temperature", "cosent"), ("nce_temperature", "teacher_nce")):
-            if not weights.get(term) and getattr(self, name) != fields[name].default:
-                raise ValueError(f"{name} has no effect without a weight of {term}; remove it")
+        for term in phase_terms("static"):
+            weight = self.weights.get(term.name, 0)
+            if weight and "several_texts" in term.needs and self.batch_size < 2:
+                raise ValueError(
+                    f"{term.name} tells the rows of a batch apart; set batch_size to 2 or more"
+                )
+            for key in term.config.model_fields:
+                if key in fields and not weight and is_set(self, key):
+                    raise ValueError(
+                        f"{key} has no effect without a weight of {term.name}; remove it"
+                    )
         return self
-
-
-class LossOptions(ConfigModel):
-    """Settings of the further distillation losses.
-
-    Ours; each acts only where its term has a weight.
-    """
-
-    score_temperature: float = Field(default=0.02, gt=0, description="Of score_softmax")
-    kl_temperature: float = Field(default=0.05, gt=0, description="Of score_kl")
-    list_temperature: float = Field(default=0.05, gt=0, description="Of list_kl")
-    nce_temperature: float = Field(default=0.05, gt=0, description="Of teacher_nce")
-    relative_margin: float = Field(
-        default=0.015, ge=0, description="Of relative: by how much cosines must differ"
-    )
-    couples: Positive = Field(
-        default=4096, description="Of relative: couples of pairs drawn a step"
-    )
-    corners: Positive = Field(
-        default=32, description="Of rkd_angle: texts taken as corners, drawn a step"
-    )
 
 
 class WeightSchedule(ConfigModel):
@@ -116,31 +146,6 @@ class WeightSchedule(ConfigModel):
                 f"a ramp from {self.start} to {self.end} has no effect; change the weight instead"
             )
         return self
-
-
-class HardNegativeWeighting(ConfigModel):
-    """What makes InfoNCE of pairs look harder at what is hard (ours); zero turns each off."""
-
-    focal: float = Field(
-        default=0.0,
-        ge=0,
-        description=(
-            "Exponent g of the weight (1 - p)^g of a query, p the probability of its positive"
-        ),
-    )
-    hardness: float = Field(
-        default=0.0,
-        ge=0,
-        description="a in the weight exp(a similarity) of a query's own hard negatives",
-    )
-    mixed_negatives: int = Field(
-        default=0, ge=0, description="Negatives made for each query by mixing two of its hard ones"
-    )
-
-    @property
-    def enabled(self) -> bool:
-        """Whether any of the three is on."""
-        return bool(self.focal or self.hardness or self.mixed_negatives)
 
 
 class PhaseConfig(ConfigModel):
@@ -219,9 +224,8 @@ class Stage1Config(PhaseConfig):
     weights: dict[str, Weight] = Field(
         default_factory=dict,
         description=(
-            "Loss term to weight: distill (the paper's alone), l2, mse, score_softmax, score_kl,"
-            " similarity, relative, rkd_distance, rkd_angle, teacher_nce, and for pairs list_kl."
-            " Empty: chosen by where the student comes from, see `plan`"
+            f"Loss term to weight: {_base_terms()}. Empty: chosen by where the student comes from,"
+            " see `plan`"
         ),
     )
     negatives: int = Field(
@@ -232,10 +236,7 @@ class Stage1Config(PhaseConfig):
             "list_kl they are candidates of its query too"
         ),
     )
-    reduction: Literal["mean", "sum"] = Field(
-        default="mean",
-        description="Over the batch's texts; the paper prints a sum (sections 4.2, 11.5)",
-    )
+    reduction: Literal["mean", "sum"] = _key_of(DistillConfig, "reduction")
     projection: Literal["student", "none"] = Field(
         default="student",
         description="A trained map from student to teacher size, or none if equal",
@@ -333,7 +334,7 @@ class AdapterConfig(PhaseConfig):
     min_temperature: float = Field(
         default=0.001, gt=0, description="A learned temperature is never below this"
     )
-    cosent_temperature: float = Field(default=0.05, gt=0)
+    cosent_temperature: float = _key_of(CosentConfig, "cosent_temperature")
     negatives: int = Field(
         default=7,
         ge=0,
@@ -355,29 +356,14 @@ class AdapterConfig(PhaseConfig):
     mask_same_label: bool = Field(
         default=True, description="classification: texts with the anchor's label are no negatives"
     )
-    relational_mean_gradient: bool = Field(
-        default=True, description="relational: let the gradient flow through the mean distance"
-    )
-    sharpen: HardNegativeWeighting = Field(
-        default=HardNegativeWeighting(),
-        description="Focal and hardness weights and mixed negatives of InfoNCE, off by default",
-    )
+    relational_mean_gradient: bool = _key_of(RelationalConfig, "relational_mean_gradient")
+    sharpen: HardNegativeWeighting = _key_of(ContrastConfig, "sharpen")
     average: AveragingConfig | None = None
 
 
-CONTRAST = (Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLASSIFICATION)
-PAIRS = (Task.RETRIEVAL, Task.TEXT_MATCHING)
-ACTS_FOR: dict[str, tuple[Task, ...]] = {
-    "temperature": CONTRAST,
-    "learn_temperature": CONTRAST,
-    "min_temperature": CONTRAST,
-    "negatives": CONTRAST,
-    "cosent_temperature": (Task.TEXT_MATCHING,),
-    "false_negative_margin": PAIRS,
-    "negatives_of_others": PAIRS,
-    "sharpen": PAIRS,
-    "mask_same_label": (Task.CLASSIFICATION,),
-    "relational_mean_gradient": CONTRAST,
-    "train_projection": (Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLUSTERING),
+ACTS_FOR: dict[str, set[Task]] = {
+    key: {task for term in LOSSES.values() for task in term.tasks_of(key)}
+    for each in LOSSES.values()
+    for key in each.phase_settings
 }
 """Adapter settings that only some tasks know; set elsewhere, they are an error."""

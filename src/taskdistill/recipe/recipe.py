@@ -9,9 +9,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from taskdistill.config import ConfigModel, Positive, is_set
 from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.io.sealed import hash_json
-from taskdistill.recipe.base import ConfigModel, Positive, is_set
+from taskdistill.losses.registry import LOSSES
 from taskdistill.recipe.data import DataConfig
 from taskdistill.recipe.load import explain, read_recipe
 from taskdistill.recipe.phases import (
@@ -24,7 +25,7 @@ from taskdistill.recipe.phases import (
 from taskdistill.recipe.student import StudentConfig
 from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.seeding import SEEDS
-from taskdistill.tasks import Task
+from taskdistill.tasks import TASKS, Task
 from taskdistill.types import Precision
 
 FIRST = "teacher"
@@ -234,10 +235,13 @@ class Recipe(ConfigModel):
             if task not in tasks and is_set(adapter, name)
         ]
         idle += [
-            (f"adapters.{task}.relational_mean_gradient", "weights.relational is 0")
+            (f"adapters.{task}.{key}", f"weights.{term.name} is 0")
             for task, adapter in self.adapters.items()
-            if is_set(adapter, "relational_mean_gradient")
-            and not adapter.weights.get("relational", task is Task.CLASSIFICATION)
+            for term in LOSSES.values()
+            for key, setting in term.phase_settings.items()
+            if setting.needs_weight
+            and is_set(adapter, key)
+            and not {**TASKS[task].losses, **adapter.weights}.get(term.name, 0)
         ]
         if self.student.vocabulary is not None:
             if self.stage1 is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from taskdistill.recipe.base import ConfigModel, Positive
+from taskdistill.config import ConfigModel, Positive
 from taskdistill.tasks import PROMPTS
 from taskdistill.types import Pooling
 

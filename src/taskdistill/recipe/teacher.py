@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from taskdistill.recipe.base import ConfigModel, Positive
+from taskdistill.config import ConfigModel, Positive
 
 SEARCH_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 TOPIC_INSTRUCTION = "Identify the topic or theme of the given document:"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from taskdistill.data.batches import Batch, BatchPlan
 from taskdistill.errors import WorkFailed
+from taskdistill.losses.registry import LOSSES
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.recipe.phases import PhaseConfig
 from taskdistill.teacher.protocol import View
@@ -23,7 +24,7 @@ from taskdistill.train.collate import TrainBatch
 from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.log import Log
 from taskdistill.train.loss_terms import weight_at
-from taskdistill.train.objective import Heads, Targets, Terms
+from taskdistill.train.objective import Heads, Targets, Terms, term_config
 from taskdistill.train.optim import (
     HeadSchedule,
 )
@@ -32,7 +33,8 @@ from taskdistill.train.validation import (
 )
 from taskdistill.train.workers import WorkerPool
 
-Objective = Callable[[Tensor, TrainBatch, Targets, Heads], tuple[Terms, float]]
+LossOfBatch = Callable[[Tensor, TrainBatch, Targets, Heads], tuple[Terms, float]]
+"""An `Objective`, or what stands around one."""
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -49,7 +51,7 @@ class Phase:
     settings: PhaseConfig
     plan: BatchPlan
     prepare: Callable[[Batch], TrainBatch]
-    objective: Objective
+    objective: LossOfBatch
     weights: Mapping[str, float]
     trained: dict[str, nn.Parameter]
     heads: Heads = field(default_factory=Heads)
@@ -94,14 +96,17 @@ class Phase:
         """Return how the loss is taken of a part of a batch, where it is a sum over its texts.
 
         `weights`: term to weight at this step; None for those of the recipe. Returns from the
-        vectors of some texts and their places to their part of the weighted loss; None if
-        distillation is not the only term.
+        vectors of some texts and their places to their part of the weighted loss; None if a term
+        is no such sum.
         """
         weights = self.weights if weights is None else weights
-        if set(weights) - {"distill"}:
-            return None
-        weight, count = weights.get("distill", 1.0), len(prepared.distilled)
-        summed = getattr(self.settings, "reduction", "mean") == "sum"
+        reductions = dict[str, str]()
+        for name in weights:
+            term = LOSSES.get(name)
+            if term is None or term.additive is None:
+                return None
+            reductions[name] = term.additive(term_config(term, self.settings))
+        count = len(prepared.distilled)
 
         def part(vectors: Tensor, rows: np.ndarray) -> Tensor:
             place = {int(row): i for i, row in enumerate(rows)}
@@ -113,10 +118,20 @@ class Phase:
                 distilled=[
                     (place[row], view) for row, view in (prepared.distilled[i] for i in chosen)
                 ],
+                teacher_text_idx=[prepared.teacher_text_idx[i] for i in chosen],
             )
             assert targets.teacher is not None
             terms, _ = self.objective(vectors, some, Targets(targets.teacher[chosen]), self.heads)
-            return terms["distill"] * (weight if summed else weight * len(chosen) / count)
+            shares = [
+                term
+                * (
+                    weights[name]
+                    if reductions[name] == "sum"
+                    else weights[name] * len(chosen) / count
+                )
+                for name, term in terms.items()
+            ]
+            return torch.stack(shares).sum()
 
         return part
 

@@ -1,31 +1,27 @@
-"""Objectives: one function per task, from the vectors of a batch to named loss terms.
+"""The objective of a phase: every term that the recipe names, of one batch, over every prefix.
 
-Paper, sections 4 and 5.
+Paper, sections 4 and 5. What a term is stands in `losses/terms`; no term is known here by name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.losses.registry import CONTRASTS, LOSSES, SPREADS, TEACHER_TERMS, task_terms
-from taskdistill.losses.term import normalize, over_prefixes
-from taskdistill.losses.terms.contrastive import info_nce
-from taskdistill.losses.terms.cosent import cosent
-from taskdistill.losses.terms.embedding import embedding_distance, teachers_distance
-from taskdistill.losses.terms.relational import relational_distance
+from taskdistill.losses.inputs import LossInputs
+from taskdistill.losses.registry import phase_terms
+from taskdistill.losses.term import AnyTerm, PhaseKind, TermConfig
+from taskdistill.losses.vectors import over_prefixes
 from taskdistill.model.projection import Projection
 from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, StaticConfig
-from taskdistill.tasks import TASKS, Task
 from taskdistill.train.arithmetic import to_device
 from taskdistill.train.collate import TrainBatch, false_negatives
-from taskdistill.train.loss_terms import refuse_layers, sharpened, teacher_terms
 from taskdistill.types import RowKind
 
 Terms = dict[str, Tensor]
@@ -62,16 +58,11 @@ class Heads:
 
     def named(self) -> dict[str, nn.Parameter]:
         """Return the parameters under the names of checkpoints."""
-        result = (
-            {}
-            if self.projection is None
-            else {f"projection.{name}": p for name, p in self.projection.named_parameters()}
-        )
-        return (
-            result
-            if self.log_temperature is None
-            else result | {"log_temperature": self.log_temperature}
-        )
+        named = {} if self.projection is None else dict(self.projection.named_parameters())
+        parameters = {f"projection.{name}": parameter for name, parameter in named.items()}
+        if self.log_temperature is not None:
+            parameters["log_temperature"] = self.log_temperature
+        return parameters
 
 
 @dataclass(slots=True)
@@ -84,279 +75,128 @@ class Targets:
     teacher_similarities: np.ndarray | None = None
     """Teacher cosines of queries with positives `(B, B)`, for masking."""
     base: Tensor | None = None
-    """Vectors of every text without adapter, `(texts, D)`, for the relational term."""
+    """Vectors of every text without adapter, `(texts, D)`."""
 
 
-def weights_for(task: Task, weights: Mapping[str, float]) -> dict[str, float]:
-    """Complete a recipe's loss weights with the paper's.
+def phase_kind(settings: PhaseConfig | StaticConfig) -> PhaseKind:
+    """Say what a phase trains."""
+    if isinstance(settings, StaticConfig):
+        return "static"
+    return "adapter" if isinstance(settings, AdapterConfig) else "base"
 
-    Raises BadInput if a term is not one of the task's.
+
+def term_config(term: AnyTerm, settings: PhaseConfig | StaticConfig) -> TermConfig:
+    """Read a term's settings from a phase: its keys there, else those of its `menu`."""
+    holders = [settings] if isinstance(settings, StaticConfig) else [settings.menu, settings]
+    config: TermConfig = term.config.model_construct(
+        **{
+            key: getattr(holder, key)
+            for holder in holders
+            for key in term.config.model_fields
+            if key in type(holder).model_fields
+        }
+    )
+    return config
+
+
+class Objective:
+    """From the vectors of a batch to named terms, each over every prefix size, and to the masked
+    share of a contrast.
     """
-    refuse_layers(f"adapters.{task.value}", weights)
-    known = task_terms(task)
-    for name in weights:
-        if name not in known:
-            raise BadInput(
-                f"adapters.{task.value}.weights names {name!r}, which this task does not "
-                f"have{did_you_mean(name, known)}"
-            )
-    return {
-        name: weight for name, weight in ({**TASKS[task].losses, **weights}).items() if weight > 0
-    }
 
+    def __init__(
+        self,
+        settings: PhaseConfig | StaticConfig,
+        weights: Mapping[str, float],
+        dims: Sequence[int],
+    ) -> None:
+        """Take the terms that `weights` names; how they are weighed is the loop's."""
+        self.settings, self.phase, self.dims = settings, phase_kind(settings), dims
+        self.terms = phase_terms(self.phase, weights)
+        self.configs = {term.name: term_config(term, settings) for term in self.terms}
+        self.contrasts = any("candidates" in term.needs for term in self.terms)
 
-def distill(
-    vectors: Tensor,
-    prepared: TrainBatch,
-    targets: Targets,
-    heads: Heads,
-    dims: Sequence[int],
-    reduction: str = "mean",
-) -> Tensor:
-    """Embedding distillation over every prefix, each through its slice of the projection.
+    def __call__(
+        self, vectors: Tensor, prepared: TrainBatch, targets: Targets, heads: Heads
+    ) -> tuple[Terms, float]:
+        """Take every term of the batch's rows. `vectors`: pooled, `(texts, D)`."""
+        inputs, masked = self._inputs(vectors, prepared, targets, heads)
+        return {
+            term.name: self._value(term, inputs)
+            for term in self.terms
+            if term.takes(self.phase, inputs.kind)
+            and ("teacher" not in term.needs or prepared.distilled)
+        }, masked
 
-    `reduction`: `mean` over the texts or `sum`.
-    """
-    assert targets.teacher is not None
-    chosen = vectors[to_device(prepared.compared(), vectors.device)]
-    target = targets.teacher
+    def _value(self, term: AnyTerm, inputs: LossInputs) -> Tensor:
+        """Take one term over every prefix, of each teacher by itself where it is taken so."""
+        config = self.configs[term.name]
+        compute = term.compute
+        assert compute is not None
+        # The static student has the teacher's size, and takes its vectors as they are stored.
+        apart = term.by_teacher and self.phase != "static"
+        copies = inputs.by_teacher() if apart else [replace(inputs)]
+        values = [over_prefixes(partial(compute, config, each), self.dims) for each in copies]
+        return torch.stack(values).mean() if values else 0.0 * inputs.vectors.sum()
 
-    def one(dim: int) -> Tensor:
-        prefix = normalize(chosen[:, :dim])
-        projected = prefix if heads.projection is None else heads.projection(prefix)
-        if heads.widths:
-            return teachers_distance(
-                projected,
-                target,
-                heads.widths,
-                apart=heads.apart,
-                reduction="sum" if reduction == "sum" else "mean",
-            )
-        requested = target if heads.projection is not None else target[:, :dim]
-        return embedding_distance(projected, requested, "sum" if reduction == "sum" else "mean")
+    def _inputs(
+        self, vectors: Tensor, prepared: TrainBatch, targets: Targets, heads: Heads
+    ) -> tuple[LossInputs, float]:
+        device = vectors.device
 
-    return over_prefixes(one, dims)
+        def there(values: np.ndarray | None) -> Tensor | None:
+            return None if values is None else to_device(values, device)
 
+        excluded, masked = None, 0.0
+        temperature: Tensor | float = 1.0
+        if isinstance(self.settings, AdapterConfig):
+            excluded, masked = self._excluded(prepared, targets)
+            if self.contrasts:
+                temperature = contrast_temperature(heads, self.settings)
+        return LossInputs(
+            vectors=vectors,
+            kind=prepared.batch.kind,
+            step=prepared.batch.step,
+            query_idx=to_device(prepared.query_idx, device),
+            positive_idx=there(prepared.positive_idx),
+            negative_idx=there(prepared.negative_idx),
+            negative_owner=there(prepared.negative_owner),
+            scores=there(prepared.scores),
+            excluded=None if excluded is None else excluded.to(device, non_blocking=True),
+            temperature=temperature,
+            compared_idx=to_device(prepared.compared(), device),
+            read_idx=torch.tensor(prepared.teacher_text_idx, dtype=torch.int64, device=device),
+            teacher=targets.teacher,
+            teacher_widths=heads.widths,
+            teachers_apart=heads.apart,
+            base=targets.base,
+            project=heads.projection,
+        ), masked
 
-def pairs(
-    vectors: Tensor,
-    prepared: TrainBatch,
-    targets: Targets,
-    heads: Heads,
-    dims: Sequence[int],
-    settings: AdapterConfig,
-    weights: Mapping[str, float],
-) -> tuple[Terms, float]:
-    """Terms of a batch of pairs or triplets.
-
-    Retrieval, and text-matching without scores (5.1, 5.2).
-    """
-    assert prepared.positive_idx is not None
-    terms: Terms = {}
-    device = vectors.device
-    first, second = to_device(prepared.query_idx, device), to_device(prepared.positive_idx, device)
-    masked = 0.0
-    if weights.keys() & set(CONTRASTS):
+    def _excluded(self, prepared: TrainBatch, targets: Targets) -> tuple[Tensor | None, float]:
+        """Return which candidates are no negatives, `(B, B + M)`, and their share."""
+        settings = self.settings
+        assert isinstance(settings, AdapterConfig)
+        if prepared.labels is not None and prepared.negative_labels is not None:
+            if not settings.mask_same_label:
+                return None, 0.0
+            labels = torch.from_numpy(prepared.labels)
+            every = torch.cat([labels, torch.from_numpy(prepared.negative_labels)])
+            same = labels[:, None] == every[None, :]
+            # Counted on the CPU: a card would have to be waited for.
+            return same, float((same.sum() - len(labels)) / same.numel())
+        if not self.contrasts or prepared.batch.kind is not RowKind.PAIRS:
+            return None, 0.0
         excluded = false_negatives(
             prepared,
             targets.teacher_similarities,
             settings.false_negative_margin,
             others=settings.negatives_of_others,
         )
-        masked = float(excluded.mean())
-        mask = to_device(excluded, device) if excluded.any() else None
-        candidates = (
-            second
-            if prepared.negative_idx is None
-            else torch.cat([second, to_device(prepared.negative_idx, device)])
-        )
-        positives = torch.arange(len(first), device=device)
-        tau = temperature(heads, settings)
-        for name in CONTRASTS:
-            shape = LOSSES[name].shape
-            if name in weights and shape is not None:
-
-                def contrast(dim: int, shape: Callable[[Tensor], Tensor] = shape) -> Tensor:
-                    queries, documents = (
-                        shape(vectors[first, :dim]),
-                        shape(vectors[candidates, :dim]),
-                    )
-                    if settings.sharpen.enabled:
-                        return sharpened(
-                            queries, documents, positives, tau, mask, prepared, settings.sharpen
-                        )
-                    return info_nce(queries, documents, positives, tau, mask)
-
-                terms[name] = over_prefixes(contrast, dims)
-    if "distill" in weights:
-        terms["distill"] = distill(vectors, prepared, targets, heads, dims)
-    for name in SPREADS:
-        if name in weights:
-
-            def both_sides(
-                dim: int, spread: Callable[[Tensor], Tensor] = LOSSES[name].formula
-            ) -> Tensor:
-                return spread(normalize(vectors[first, :dim])) + spread(
-                    normalize(vectors[second, :dim])
-                )
-
-            terms[name] = over_prefixes(both_sides, dims)
-    if "relational" in weights:
-        terms["relational"] = relational(vectors, targets, dims, settings)
-    return terms | compared(vectors, prepared, targets, heads, dims, settings, weights), masked
+        return torch.from_numpy(excluded) if excluded.any() else None, float(excluded.mean())
 
 
-def compared(
-    vectors: Tensor,
-    prepared: TrainBatch,
-    targets: Targets,
-    heads: Heads,
-    dims: Sequence[int],
-    settings: PhaseConfig,
-    weights: Mapping[str, float],
-) -> Terms:
-    """Terms of the menu that compare with the teacher, beside `distill`."""
-    names = [name for name in TEACHER_TERMS if name in weights]
-    if not names or not prepared.distilled:
-        return {}
-    assert targets.teacher is not None
-    return teacher_terms(
-        vectors,
-        prepared,
-        targets.teacher,
-        heads.projection,
-        dims,
-        settings,
-        names,
-        widths=heads.widths,
-    )
-
-
-def relational(
-    vectors: Tensor,
-    targets: Targets,
-    dims: Sequence[int],
-    settings: AdapterConfig,
-    places: Tensor | None = None,
-) -> Tensor:
-    """Hold the distances among the texts of a batch to those of the base without adapter (5.4).
-
-    `places`: which texts, and how often; None for each once.
-    """
-    assert targets.base is not None
-    student, base = (
-        (vectors, targets.base) if places is None else (vectors[places], targets.base[places])
-    )
-
-    def relate(dim: int) -> Tensor:
-        return relational_distance(
-            normalize(student[:, :dim]), normalize(base[:, :dim]), settings.relational_mean_gradient
-        )
-
-    return over_prefixes(relate, dims)
-
-
-def graded(
-    vectors: Tensor,
-    prepared: TrainBatch,
-    targets: Targets,
-    dims: Sequence[int],
-    settings: AdapterConfig | StaticConfig,
-    weights: Mapping[str, float],
-) -> Terms:
-    """CoSENT of a batch with gold scores (5.2); such a batch has no distillation term."""
-    assert prepared.positive_idx is not None and prepared.scores is not None
-    first, second, scores = (
-        to_device(each, vectors.device)
-        for each in (prepared.query_idx, prepared.positive_idx, prepared.scores)
-    )
-
-    def one(dim: int) -> Tensor:
-        cosines = (normalize(vectors[first, :dim]) * normalize(vectors[second, :dim])).sum(1)
-        return cosent(cosines, scores, settings.cosent_temperature)
-
-    terms = {"cosent": over_prefixes(one, dims)} if "cosent" in weights else {}
-    if "relational" in weights and isinstance(settings, AdapterConfig):
-        terms["relational"] = relational(vectors, targets, dims, settings)
-    return terms
-
-
-def classification(
-    vectors: Tensor,
-    prepared: TrainBatch,
-    targets: Targets,
-    heads: Heads,
-    dims: Sequence[int],
-    settings: AdapterConfig,
-    weights: Mapping[str, float],
-) -> tuple[Terms, float]:
-    """Bidirectional InfoNCE with label masking, and the relational term (5.4)."""
-    assert prepared.positive_idx is not None and prepared.negative_idx is not None
-    assert prepared.labels is not None and prepared.negative_labels is not None
-    terms: Terms = {}
-    device = vectors.device
-    anchors, positives = (
-        to_device(prepared.query_idx, device),
-        to_device(prepared.positive_idx, device),
-    )
-    documents = torch.cat([positives, to_device(prepared.negative_idx, device)])
-    diagonal = torch.arange(len(anchors), device=device)
-    same_d = same_a = None
-    masked = 0.0
-    if settings.mask_same_label:
-        labels = torch.from_numpy(prepared.labels)
-        all_labels = torch.cat([labels, torch.from_numpy(prepared.negative_labels)])
-        same_d, same_a = (labels[:, None] == others[None, :] for others in (all_labels, labels))
-        masked = float(
-            (same_d.sum() - len(labels)) / same_d.numel()
-        )  # counted on the CPU: a card would have to be waited for
-        same_d, same_a = same_d.to(device), same_a.to(device)
-    if "info_nce" in weights:
-        tau = temperature(heads, settings)
-
-        def contrast(dim: int) -> Tensor:
-            unit = normalize(vectors[:, :dim])
-            forward = info_nce(unit[anchors], unit[documents], diagonal, tau, same_d)
-            backward = info_nce(unit[positives], unit[anchors], diagonal, tau, same_a)
-            return forward + backward
-
-        terms["info_nce"] = over_prefixes(contrast, dims)
-    if "relational" in weights:
-        terms["relational"] = relational(
-            vectors, targets, dims, settings, torch.cat([anchors, documents])
-        )
-    return terms, masked
-
-
-def adapter_objective(
-    task: Task, settings: AdapterConfig, dims: Sequence[int]
-) -> Callable[[Tensor, TrainBatch, Targets, Heads], tuple[Terms, float]]:
-    """Return the objective of a task."""
-    requested = weights_for(task, settings.weights)
-
-    def objective(
-        vectors: Tensor, prepared: TrainBatch, targets: Targets, heads: Heads
-    ) -> tuple[Terms, float]:
-        if prepared.batch.kind is RowKind.LABELLED:
-            return classification(vectors, prepared, targets, heads, dims, settings, requested)
-        if task is Task.CLUSTERING:
-            terms = (
-                {"distill": distill(vectors, prepared, targets, heads, dims)}
-                if "distill" in requested
-                else {}
-            )
-            return (
-                terms | compared(vectors, prepared, targets, heads, dims, settings, requested),
-                0.0,
-            )
-        if prepared.scores is not None:
-            return graded(vectors, prepared, targets, dims, settings, requested), 0.0
-        return pairs(vectors, prepared, targets, heads, dims, settings, requested)
-
-    return objective
-
-
-def temperature(heads: Heads, settings: AdapterConfig) -> Tensor | float:
+def contrast_temperature(heads: Heads, settings: AdapterConfig) -> Tensor | float:
     """Return the temperature of InfoNCE.
 
     Learned as a logarithm and held above a floor, or fixed (section 11.9).

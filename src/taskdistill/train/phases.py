@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import nn
 
 from taskdistill.data.batches import Batch, BatchPlan
 from taskdistill.data.rows import Dataset
 from taskdistill.errors import BadInput
-from taskdistill.losses.registry import AMONG_ROWS, SPREADS, TEACHER_TERMS, task_terms
-from taskdistill.losses.terms.listwise import teacher_info_nce
+from taskdistill.losses.registry import LOSSES, needing, task_terms
 from taskdistill.model.lora import adapter_parameters, attach, lora_config
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
@@ -31,17 +30,9 @@ from taskdistill.train.loss_terms import (
     check_adapter,
     check_stage1,
     stage1_weights,
-)
-from taskdistill.train.objective import (
-    Heads,
-    Targets,
-    Terms,
-    adapter_objective,
-    compared,
-    distill,
-    graded,
     weights_for,
 )
+from taskdistill.train.objective import Heads, Objective
 from taskdistill.train.optim import HeadSchedule
 from taskdistill.types import RowKind, TeacherSide
 
@@ -71,10 +62,7 @@ def distils(name: str, settings: PhaseConfig) -> bool:
     if task is None or not isinstance(settings, AdapterConfig):
         return True
     requested = weights_for(task, settings.weights)
-    return (
-        bool(requested.keys() & {"distill", *TEACHER_TERMS})
-        or settings.false_negative_margin is not None
-    )
+    return bool(needing("teacher", requested)) or settings.false_negative_margin is not None
 
 
 def make_plan(
@@ -151,7 +139,8 @@ def plan_phase(
 
 def _learns_scores(recipe: Recipe, name: str) -> bool:
     if name == "static":
-        return recipe.static is not None and recipe.static.weights.get("cosent", 0) > 0
+        weights = {} if recipe.static is None else recipe.static.weights
+        return any(weights[name] > 0 for name in needing("scores", weights))
     return phase_task(name) is Task.TEXT_MATCHING
 
 
@@ -164,8 +153,10 @@ def _check_contrast(
         return
     # Hard negatives give a contrast of one pair; nothing gives a spread of one vector.
     has_hard = settings.negatives and any(row.negatives for row in dataset.rows)
-    idle = SPREADS if has_hard else AMONG_ROWS
-    if result := sorted(requested.keys() & set(idle)):
+    idle = set(needing("several_rows", requested))
+    if has_hard:
+        idle -= set(needing("candidates", requested))
+    if result := sorted(idle):
         raise BadInput(
             f"{name}: a batch of 1 row of {dataset.name!r} has no other row to contrast with "
             f"({', '.join(result)}); set batch_size to 2 or more"
@@ -254,16 +245,6 @@ def build_stage1(
         stage1_weights(name, settings.weights),
     )
 
-    def objective(
-        vectors: Tensor, prepared: TrainBatch, targets: Targets, heads: Heads
-    ) -> tuple[Terms, float]:
-        terms = (
-            {"distill": distill(vectors, prepared, targets, heads, chosen, settings.reduction)}
-            if "distill" in requested
-            else {}
-        )
-        return terms | compared(vectors, prepared, targets, heads, chosen, settings, requested), 0.0
-
     table = model.backbone.get_input_embeddings().weight
     stays = {True: settings.freeze_embeddings, False: settings.freeze_layers}
     trained = {n: p for n, p in model.backbone.named_parameters() if not stays[p is table]}
@@ -278,7 +259,7 @@ def build_stage1(
         settings=settings,
         plan=plan,
         prepare=collator(name, settings),
-        objective=objective,
+        objective=Objective(settings, requested, chosen),
         weights=requested,
         trained=trained,
         heads=heads,
@@ -298,32 +279,14 @@ def build_static(
     phase = static_phase(settings)
     chosen = dims if settings.matryoshka else [model.embedding_dim]
 
-    weights = {str(term): weight for term, weight in settings.weights.items() if weight > 0}
-
-    def objective(
-        vectors: Tensor, prepared: TrainBatch, targets: Targets, heads: Heads
-    ) -> tuple[Terms, float]:
-        terms: Terms = {}
-        if "distill" in weights and prepared.distilled:
-            terms["distill"] = distill(vectors, prepared, targets, heads, chosen)
-        if "teacher_nce" in weights and prepared.distilled:
-            assert targets.teacher is not None
-            compared_vectors = vectors[[place for place, _ in prepared.distilled]]
-            read = torch.tensor(prepared.teacher_text_idx, device=vectors.device)
-            terms["teacher_nce"] = teacher_info_nce(
-                compared_vectors, read, targets.teacher, None, chosen, settings.nce_temperature
-            )
-        if "cosent" in weights and prepared.scores is not None:
-            terms |= graded(vectors, prepared, targets, chosen, settings, weights)
-        return terms, 0.0
-
+    weights = {term: weight for term, weight in settings.weights.items() if weight > 0}
     stores: dict[View, TeacherStore] = {"query": store, "document": store}
     return Phase(
         name="static",
         settings=phase,
         plan=plan,
         prepare=collator("static", phase),
-        objective=objective,
+        objective=Objective(settings, weights, chosen),
         weights=weights,
         trained={"table": model.table},
         stores=stores,
@@ -361,7 +324,7 @@ def build_adapter(
         if settings.learn_temperature is not None
         else TASKS[task].learns_temperature
     )
-    if learned and "info_nce" in weights:
+    if learned and any(LOSSES[term].learns_temperature for term in weights):
         heads.log_temperature = nn.Parameter(torch.tensor(settings.temperature).log())
         heads.min_temperature = settings.min_temperature
     chosen = dims if settings.matryoshka else [model.embedding_dim]
@@ -371,13 +334,13 @@ def build_adapter(
         settings=settings,
         plan=plan,
         prepare=collator(name, settings),
-        objective=adapter_objective(task, settings, chosen),
+        objective=Objective(settings, weights, chosen),
         weights=weights,
         trained=dict(adapter_parameters(model.backbone, named)),
         heads=heads,
         task=named,
         stores=stores,
-        needs_base="relational" in weights,
+        needs_base=bool(needing("base", weights)),
         needs_similarities=settings.false_negative_margin is not None,
         snapshot_at=(
             None

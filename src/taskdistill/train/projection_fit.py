@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from taskdistill.losses.term import normalize
+from taskdistill.losses.vectors import normalize
 
 Method = Literal["least_squares", "rotation"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from taskdistill.errors import WorkFailed
-from taskdistill.losses.term import normalize
+from taskdistill.losses.vectors import normalize
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.seeding import torch_seed

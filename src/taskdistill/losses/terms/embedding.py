@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from taskdistill.losses.term import ALL_ROWS, LossTerm, normalize
+from taskdistill.losses.term import EVERY_ROW, UNSCORED, LossTerm, PhaseSetting, TermConfig
+from taskdistill.losses.vectors import normalize
 from taskdistill.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taskdistill.losses.inputs import LossInputs
+
+TASKS = (Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLUSTERING)
 
 
 def embedding_distance(
@@ -40,6 +47,8 @@ def teachers_distance(
     unit vectors side by side are one target. `reduction`: `mean` over the N texts, or `sum`.
     Returns scalar. Only the parts that a text has count; a text that has none gives 0.
     """
+    import torch
+
     student_parts, teacher_parts = (
         torch.split(projected, list(widths), dim=1),
         torch.split(targets, list(widths), dim=1),
@@ -93,32 +102,70 @@ def hidden_distance(student: Tensor, teacher: Tensor, layers: list[int] | None =
     return (normalize(student) - normalize(teacher[chosen]).detach()).square().sum(-1).mean()
 
 
+class DistillConfig(TermConfig):
+    """A key of a phase that trains the base."""
+
+    in_menu: ClassVar[bool] = False
+    reduction: Literal["mean", "sum"] = Field(
+        default="mean",
+        description="Over the batch's texts; the paper prints a sum (sections 4.2, 11.5)",
+    )
+
+
+def compute_distill(config: DistillConfig, inputs: LossInputs, width: int) -> Tensor:
+    """Embedding distillation of a prefix through its slice of the projection (section 5.5)."""
+    student, teacher = inputs.in_one_space(width)
+    if inputs.teacher_widths:
+        return teachers_distance(
+            student,
+            teacher,
+            inputs.teacher_widths,
+            apart=inputs.teachers_apart,
+            reduction=config.reduction,
+        )
+    return embedding_distance(student, teacher, config.reduction)
+
+
+def _regression(
+    name: str, order: int, formula: Callable[[Tensor, Tensor], Tensor]
+) -> LossTerm[TermConfig]:
+    def compute(config: TermConfig, inputs: LossInputs, width: int) -> Tensor:
+        student, teacher = inputs.in_one_space(width)
+        return formula(student, normalize(teacher) if inputs.project is None else teacher)
+
+    return LossTerm(
+        name=name,
+        order=order,
+        compute=compute,
+        config=TermConfig,
+        tasks=TASKS,
+        rows={"adapter": UNSCORED, "base": EVERY_ROW},
+        needs=frozenset({"teacher", "projection"}),
+        by_teacher=True,
+    )
+
+
 TERMS = (
     LossTerm(
         name="distill",
         order=2,
-        formula=embedding_distance,
-        tasks=(Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLUSTERING),
-        of_base=True,
-        rows=ALL_ROWS,
+        compute=compute_distill,
+        config=DistillConfig,
+        tasks=TASKS,
+        rows={"adapter": UNSCORED, "base": EVERY_ROW, "static": EVERY_ROW},
         needs=frozenset({"teacher", "projection"}),
+        additive=lambda config: config.reduction,
+        phase_settings={"train_projection": PhaseSetting(rows=UNSCORED)},
     ),
+    _regression("l2", 10, l2_distance),
+    _regression("mse", 11, squared_error),
     LossTerm(
-        name="l2",
-        order=10,
-        formula=l2_distance,
-        tasks=(Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLUSTERING),
-        of_base=True,
-        rows=ALL_ROWS,
-        needs=frozenset({"teacher", "projection"}),
-    ),
-    LossTerm(
-        name="mse",
-        order=11,
-        formula=squared_error,
-        tasks=(Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLUSTERING),
-        of_base=True,
-        rows=ALL_ROWS,
-        needs=frozenset({"teacher", "projection"}),
+        name="hidden",
+        config=TermConfig,
+        refusal=(
+            "compares layers of student and teacher; the teacher store holds final vectors only. "
+            "Take rkd_distance or similarity, or `losses.terms.embedding.hidden_distance` in a "
+            "loop of your own"
+        ),
     ),
 )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from taskdistill.losses.term import PAIR_ROWS, LossTerm
+from taskdistill.losses.term import PAIR_ROWS, LossTerm, TermConfig
 from taskdistill.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taskdistill.losses.inputs import LossInputs
 
 
 def gor(vectors: Tensor) -> Tensor:
@@ -27,6 +32,8 @@ def gor_hinged(vectors: Tensor) -> Tensor:
     similarities of different rows, plus by how much the mean of their squares exceeds 1 / D, the
     value of random directions.
     """
+    import torch.nn.functional as F
+
     count, width = vectors.shape
     similarities = vectors @ vectors.T
     others = count * (count - 1)
@@ -44,18 +51,27 @@ def mean_vector_penalty(vectors: Tensor) -> Tensor:
     return vectors.mean(0).square().sum()
 
 
-TERMS = tuple(
-    LossTerm(
+def _spread(name: str, order: int, formula: Callable[[Tensor], Tensor]) -> LossTerm[TermConfig]:
+    def both_sides(config: TermConfig, inputs: LossInputs, width: int) -> Tensor:
+        assert inputs.positive_idx is not None
+        first, second = (
+            formula(inputs.unit(each, width)) for each in (inputs.query_idx, inputs.positive_idx)
+        )
+        return first + second
+
+    return LossTerm(
         name=name,
         order=order,
-        formula=formula,
+        compute=both_sides,
+        config=TermConfig,
         tasks=(Task.RETRIEVAL, Task.TEXT_MATCHING),
-        rows=PAIR_ROWS,
-        needs=frozenset({"several_rows", "both_sides"}),
+        rows={"adapter": PAIR_ROWS},
+        needs=frozenset({"several_rows"}),
     )
-    for name, order, formula in (
-        ("gor", 3, gor),
-        ("gor_hinged", 4, gor_hinged),
-        ("centre", 5, mean_vector_penalty),
-    )
+
+
+TERMS = (
+    _spread("gor", 3, gor),
+    _spread("gor_hinged", 4, gor_hinged),
+    _spread("centre", 5, mean_vector_penalty),
 )

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
-from taskdistill.losses.term import LossTerm
+from pydantic import Field
+
+from taskdistill.losses.term import LossTerm, PhaseSetting, TermConfig
+from taskdistill.losses.vectors import normalize
 from taskdistill.tasks import Task
 from taskdistill.types import RowKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taskdistill.losses.inputs import LossInputs
 
 
 def relational_distance(student: Tensor, reference: Tensor, mean_gradient: bool = True) -> Tensor:
@@ -23,13 +31,32 @@ def relational_distance(student: Tensor, reference: Tensor, mean_gradient: bool 
     return (distances / scale - targets / targets.mean()).square().mean()
 
 
+class RelationalConfig(TermConfig):
+    """A key of the phase."""
+
+    in_menu: ClassVar[bool] = False
+    relational_mean_gradient: bool = Field(
+        default=True, description="relational: let the gradient flow through the mean distance"
+    )
+
+
+def _compute(config: RelationalConfig, inputs: LossInputs, width: int) -> Tensor:
+    student, base = inputs.with_base
+    return relational_distance(
+        normalize(student[:, :width]), normalize(base[:, :width]), config.relational_mean_gradient
+    )
+
+
+ROWS = (RowKind.PAIRS, RowKind.SCORED, RowKind.LABELLED)
 TERMS = (
     LossTerm(
         name="relational",
         order=8,
-        formula=relational_distance,
+        compute=_compute,
+        config=RelationalConfig,
         tasks=(Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLASSIFICATION),
-        rows=(RowKind.PAIRS, RowKind.SCORED, RowKind.LABELLED),
+        rows={"adapter": ROWS},
         needs=frozenset({"base"}),
+        phase_settings={"relational_mean_gradient": PhaseSetting(rows=ROWS, needs_weight=True)},
     ),
 )

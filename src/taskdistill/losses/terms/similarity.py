@@ -6,13 +6,20 @@ Student and teacher may have different sizes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from pydantic import Field
 
-from taskdistill.losses.term import ALL_ROWS, LossTerm, normalize
+from taskdistill.config import Positive
+from taskdistill.losses.term import EVERY_ROW, UNSCORED, C, LossTerm, TermConfig
+from taskdistill.losses.vectors import normalize, step_rng
 from taskdistill.tasks import Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from taskdistill.losses.inputs import LossInputs
 
 
 def score_distill(student: Tensor, teacher: Tensor, temperature: float = 0.02) -> Tensor:
@@ -22,6 +29,8 @@ def score_distill(student: Tensor, teacher: Tensor, temperature: float = 0.02) -
     the same texts, `(B, T)`. Returns scalar: the sum over candidates of squared probability
     differences, averaged over the B rows.
     """
+    import torch
+
     got = torch.softmax(student @ student.T / temperature, dim=1)
     requested = torch.softmax(teacher @ teacher.T / temperature, dim=1).detach()
     return (got - requested).square().sum(1).mean()
@@ -41,6 +50,9 @@ def score_kl(
     diagonal alone. Returns scalar: the sum over candidates of `p (log p - log q)`, p the teacher's,
     averaged over the N texts; 0 if no text has a candidate.
     """
+    import torch
+    import torch.nn.functional as F
+
     s, t = normalize(student), normalize(teacher).detach()
     excluded = torch.eye(len(s), dtype=torch.bool, device=s.device) if same is None else same
     rows = ~excluded.all(1)
@@ -83,6 +95,9 @@ def relative_similarity(
     mean over couples of `relu(margin - (closer - farther))` in the student's cosines. Couples that
     the teacher holds equal cost nothing and count.
     """
+    import torch
+    import torch.nn.functional as F
+
     s, t = normalize(student), normalize(teacher).detach()
     rows, columns = torch.triu_indices(len(s), len(s), offset=1, device=s.device)
     sampled = torch.randint(len(rows), (2, couples), generator=generator).to(rows.device)
@@ -101,6 +116,8 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     Euclidean, divided by their mean, under Huber's loss. `student`: `(N, D)`, N at least 2.
     """
+    import torch.nn.functional as F
+
     return F.smooth_l1_loss(
         _scaled_distances(normalize(student)), _scaled_distances(normalize(teacher)).detach()
     )
@@ -116,6 +133,9 @@ def rkd_angle(
     numbers. `generator`: source of the draw; None for torch's own. Returns scalar, the mean over
     corners and pairs of different other texts.
     """
+    import torch
+    import torch.nn.functional as F
+
     chosen = torch.randperm(len(student), generator=generator)[:corners].to(student.device)
     keep = _other_pairs(len(student), chosen)
     got = _angles(normalize(student), chosen)[keep]
@@ -123,6 +143,8 @@ def rkd_angle(
 
 
 def _scaled_distances(unit: Tensor) -> Tensor:
+    import torch
+
     rows, columns = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
     result: Tensor = (unit[rows] - unit[columns]).norm(dim=1)
     return result / result.mean().clamp_min(torch.finfo(unit.dtype).tiny)
@@ -139,43 +161,97 @@ def _other_pairs(count: int, corners: Tensor) -> Tensor:
 
     `(corners, N, N)` of bool.
     """
+    import torch
+
     places = torch.arange(count, device=corners.device)
     other = places[None] != corners[:, None]
     return other[:, :, None] & other[:, None, :] & (places[:, None] < places[None, :])
 
 
+class SoftmaxConfig(TermConfig):
+    """Keys of `menu`."""
+
+    score_temperature: float = Field(default=0.02, gt=0, description="Of score_softmax")
+
+
+def _score_softmax(config: SoftmaxConfig, inputs: LossInputs, width: int) -> Tensor:
+    return score_distill(*inputs.unit_compared(width), config.score_temperature)
+
+
+class KLConfig(TermConfig):
+    """Keys of `menu`."""
+
+    kl_temperature: float = Field(default=0.05, gt=0, description="Of score_kl")
+
+
+def _score_kl(config: KLConfig, inputs: LossInputs, width: int) -> Tensor:
+    return score_kl(
+        *inputs.unit_compared(width), temperature=config.kl_temperature, same=inputs.same_read
+    )
+
+
+def _similarity(config: TermConfig, inputs: LossInputs, width: int) -> Tensor:
+    return similarity_matrix(*inputs.unit_compared(width))
+
+
+class RelativeConfig(TermConfig):
+    """Keys of `menu`."""
+
+    relative_margin: float = Field(
+        default=0.015, ge=0, description="Of relative: by how much cosines must differ"
+    )
+    couples: Positive = Field(
+        default=4096, description="Of relative: couples of pairs drawn a step"
+    )
+
+
+def _relative(config: RelativeConfig, inputs: LossInputs, width: int) -> Tensor:
+    return relative_similarity(
+        *inputs.unit_compared(width),
+        margin=config.relative_margin,
+        couples=config.couples,
+        generator=step_rng(inputs.step),
+    )
+
+
+def _rkd_distance(config: TermConfig, inputs: LossInputs, width: int) -> Tensor:
+    return rkd_distance(*inputs.unit_compared(width))
+
+
+class AngleConfig(TermConfig):
+    """Keys of `menu`."""
+
+    corners: Positive = Field(
+        default=32, description="Of rkd_angle: texts taken as corners, drawn a step"
+    )
+
+
+def _rkd_angle(config: AngleConfig, inputs: LossInputs, width: int) -> Tensor:
+    return rkd_angle(
+        *inputs.unit_compared(width), corners=config.corners, generator=step_rng(inputs.step)
+    )
+
+
 def _among_texts(
-    name: str,
-    order: int,
-    formula: Callable[..., Tensor],
-    options: dict[str, str] | None = None,
-    *,
-    draws: bool = False,
-) -> LossTerm:
+    name: str, order: int, compute: Callable[[C, LossInputs, int], Tensor], config: type[C]
+) -> LossTerm[C]:
     return LossTerm(
         name=name,
         order=order,
-        formula=formula,
+        compute=compute,
+        config=config,
         tasks=(Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLUSTERING),
-        of_base=True,
-        rows=ALL_ROWS,
+        rows={"adapter": UNSCORED, "base": EVERY_ROW},
         needs=frozenset({"teacher"}),
-        options=options or {},
-        draws=draws,
+        by_teacher=True,
     )
 
 
 TERMS = (
-    _among_texts("score_softmax", 12, score_distill, {"temperature": "score_temperature"}),
-    _among_texts("score_kl", 13, score_kl, {"temperature": "kl_temperature"}),
-    _among_texts("similarity", 14, similarity_matrix),
-    _among_texts(
-        "relative",
-        15,
-        relative_similarity,
-        {"margin": "relative_margin", "couples": "couples"},
-        draws=True,
-    ),
-    _among_texts("rkd_distance", 16, rkd_distance),
-    _among_texts("rkd_angle", 17, rkd_angle, {"corners": "corners"}, draws=True),
+    _among_texts("score_softmax", 12, _score_softmax, SoftmaxConfig),
+    _among_texts("score_kl", 13, _score_kl, KLConfig),
+    _among_texts("similarity", 14, _similarity, TermConfig),
+    _among_texts("relative", 15, _relative, RelativeConfig),
+    _among_texts("rkd_distance", 16, _rkd_distance, TermConfig),
+    _among_texts("rkd_angle", 17, _rkd_angle, AngleConfig),
 )
