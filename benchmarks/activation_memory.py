@@ -128,6 +128,7 @@ def _packed_step(
     parameters: list[Any],
     asked: argparse.Namespace,
 ) -> None:
+    from taskdistill.train.gradient_step import Passes, StepLoss
     from taskdistill.train.gradients import gradients
     from taskdistill.train.workers import workers
 
@@ -141,14 +142,17 @@ def _packed_step(
         gradients(
             module,
             ids,
-            lambda vectors: ({"mse": distance(vectors, targets)}, 0.0),
-            {},
+            StepLoss(
+                terms=lambda vectors: ({"mse": distance(vectors, targets)}, 0.0),
+                share=share if asked.side == SIDES[3] else None,
+            ),
             parameters,
-            seed=0,
+            Passes(
+                seed=0,
+                micro_batch_tokens=asked.micro_batch_tokens,
+                keep_tokens=10**9 if asked.side == SIDES[1] else 0,
+            ),
             threads=threads,
-            micro_batch_tokens=asked.micro_batch_tokens,
-            keep_tokens=10**9 if asked.side == SIDES[1] else 0,
-            share=share if asked.side == SIDES[3] else None,
         )
 
 

@@ -41,6 +41,7 @@ from taskdistill.pipeline.profile import matrix_rate
 from taskdistill.train.arithmetic import choose_arithmetic, tf32_products
 from taskdistill.train.budget import choose_budget
 from taskdistill.train.context import Interrupted
+from taskdistill.train.gradient_step import Passes, StepLoss
 from taskdistill.train.gradients import gradients
 from taskdistill.train.workers import workers
 from taskdistill.types import Pooling
@@ -253,13 +254,10 @@ def measure(
             gradients(
                 model,
                 ids,
-                loss,
-                {},
+                StepLoss(terms=loss),
                 trained,
-                seed=number,
+                Passes(seed=number, compute=arithmetic.compute, **budget.to_json()),
                 threads=threads,
-                compute=arithmetic.compute,
-                **budget.to_json(),
             )
             optimiser.step()
             synchronize(device)

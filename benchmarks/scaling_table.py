@@ -362,6 +362,7 @@ def child(asked: Any) -> None:
     from taskdistill.tasks import Role
     from taskdistill.train.collate import TrainBatch
     from taskdistill.train.distributed import init_distributed
+    from taskdistill.train.gradient_step import Passes, StepLoss
     from taskdistill.train.gradients import gradients
     from taskdistill.train.targets import TargetLookup
     from taskdistill.train.timer import Timer
@@ -378,7 +379,14 @@ def child(asked: Any) -> None:
     )
     steps, clocks = [], []
     batch = TrainBatch(
-        batch=Batch(0, 0, "texts", RowKind.TEXTS, (), np.arange(len(texts))),
+        batch=Batch(
+            step=0,
+            index=0,
+            dataset="texts",
+            kind=RowKind.TEXTS,
+            rows=(),
+            row_ids=np.arange(len(texts)),
+        ),
         texts=[(Role.DOCUMENT, text) for text in texts],
     )
 
@@ -402,14 +410,15 @@ def child(asked: Any) -> None:
             gradients(
                 module,
                 ids,
-                lambda vectors: ({"mse": distance(vectors, targets)}, 0.0),
-                {},
-                parameters,
-                seed=number,
-                threads=threads,
-                share=lambda vectors, places: (
-                    distance(vectors, targets[places]) * (len(places) / len(texts))
+                StepLoss(
+                    terms=lambda vectors: ({"mse": distance(vectors, targets)}, 0.0),
+                    share=lambda vectors, places: (
+                        distance(vectors, targets[places]) * (len(places) / len(texts))
+                    ),
                 ),
+                parameters,
+                Passes(seed=number),
+                threads=threads,
                 processes=together,
                 clock=clock,
             )

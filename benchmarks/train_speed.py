@@ -26,6 +26,7 @@ from taskdistill import Encoder
 from taskdistill.model.backbone import resolve, without_dropout
 from taskdistill.model.folder import read_model
 from taskdistill.model.layers import keep_layers
+from taskdistill.train.gradient_step import Passes, StepLoss
 from taskdistill.train.gradients import gradients
 from taskdistill.train.workers import workers
 
@@ -136,14 +137,15 @@ def _ours(texts: list[str], targets: np.ndarray, steps: int, threads: Any) -> Tu
             gradients(
                 module,
                 ids,
-                lambda vectors, target=target: ({"mse": distance(vectors, target)}, 0.0),
-                {},
-                parameters,
-                seed=number,
-                threads=threads,
-                share=lambda vectors, places, target=target: (
-                    distance(vectors, target[places]) * (len(places) / BATCH)
+                StepLoss(
+                    terms=lambda vectors, target=target: ({"mse": distance(vectors, target)}, 0.0),
+                    share=lambda vectors, places, target=target: (
+                        distance(vectors, target[places]) * (len(places) / BATCH)
+                    ),
                 ),
+                parameters,
+                Passes(seed=number),
+                threads=threads,
             )
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             assert torch.isfinite(norm)

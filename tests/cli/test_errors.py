@@ -57,7 +57,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path, capsys):
     [
         ([], "pairs", "no rows"),
         ([{"question": "one", "positive": "first"}], "pairs", "query"),
-        ([*GOOD, {"query": " ", "positive": "third"}], "pairs", "empty"),
+        ([*GOOD, {"query": " ", "positive": "third"}], "pairs", "visible"),
         (
             [
                 {"text1": "a", "text2": "b", "score": float("nan")},

@@ -28,6 +28,7 @@ from taskdistill.train import gradients as step
 from taskdistill.train.batch_loss import Share
 from taskdistill.train.collate import TrainBatch, collate, false_negatives
 from taskdistill.train.context import Phase
+from taskdistill.train.gradient_step import Passes, StepLoss
 from taskdistill.train.loss_terms import weights_for
 from taskdistill.train.objective import Heads, Objective, Targets
 from taskdistill.train.workers import workers
@@ -71,13 +72,10 @@ class Case:
             told = step.gradients(
                 self.model,
                 self.ids,
-                self.loss,
-                self.weights,
+                StepLoss(terms=self.loss, weights=self.weights),
                 list(self.trained.values()),
-                seed=11,
+                Passes(seed=11, micro_batch_tokens=micro, keep_tokens=keep_tokens),
                 threads=made,
-                micro_batch_tokens=micro,
-                keep_tokens=keep_tokens,
             )
         return self.collect(), told
 
@@ -109,11 +107,11 @@ def batch(task: Task | None, rng: np.random.Generator) -> Batch:
         kind = RowKind.LABELLED
         rows = [
             ClassificationItem(
-                text(),
-                text(),
-                (same, text(), text()),
-                "ab"[n % 2],
-                ("c", "a" if n % 2 else "b", "c"),
+                anchor=text(),
+                positive=text(),
+                negatives=(same, text(), text()),
+                label="ab"[n % 2],
+                negative_labels=("c", "a" if n % 2 else "b", "c"),
             )
             for n in range(4)
         ]
@@ -121,7 +119,9 @@ def batch(task: Task | None, rng: np.random.Generator) -> Batch:
         kind, rows = RowKind.TEXTS, [Text(text()) for _ in range(7)]
     else:
         kind, rows = RowKind.PAIRS, [Pair(text(), text(), (same, text())) for _ in range(6)]
-    return Batch(0, 0, "made", kind, tuple(rows), np.arange(len(rows)))
+    return Batch(
+        step=0, index=0, dataset="made", kind=kind, rows=tuple(rows), row_ids=np.arange(len(rows))
+    )
 
 
 def case(

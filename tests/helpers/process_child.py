@@ -55,6 +55,7 @@ def run(count: int, *arguments: str, limit: float = 280) -> None:
 def gradients_of(case, keep: int, together, *, micro: int = 24, share=None):
     """The gradients of a case of gradient_cases on some processes: named, with the told terms."""
     from taskdistill.train import gradients
+    from taskdistill.train.gradient_step import Passes, StepLoss
     from taskdistill.train.workers import workers
 
     case.clear()
@@ -62,15 +63,15 @@ def gradients_of(case, keep: int, together, *, micro: int = 24, share=None):
         told = gradients.gradients(
             case.model,
             case.ids,
-            case.loss,
-            case.weights,
+            StepLoss(
+                terms=case.loss,
+                weights=case.weights,
+                share=share,
+                heads=list(case.heads.named().values()),
+            ),
             list(case.trained.values()),
-            seed=11,
+            Passes(seed=11, micro_batch_tokens=micro, keep_tokens=keep),
             threads=threads,
-            micro_batch_tokens=micro,
-            keep_tokens=keep,
-            share=share,
-            heads=list(case.heads.named().values()),
             processes=together,
         )
     return case.collect(), told
@@ -115,7 +116,8 @@ def failures(out: Path, together) -> None:
 
     from helpers import trajectories as cases
 
-    from taskdistill.train import fsdp, gradients
+    from taskdistill.train import divided as divided_gradients
+    from taskdistill.train import fsdp
 
     found = {}
     divided = next(case for case in cases.cases() if case.name == "stage1, every term, full")
@@ -134,7 +136,7 @@ def failures(out: Path, together) -> None:
     found["allocation"] = ending(
         replace(divided, name="allocation", short={1: ("allocation", 1)}), out, together
     )
-    fsdp.can_start_again = gradients.can_start_again = lambda model: (
+    fsdp.can_start_again = divided_gradients.can_start_again = lambda model: (
         False
     )  # an older torch; this breaks the group
     found["old torch"] = ending(

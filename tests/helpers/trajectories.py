@@ -519,7 +519,7 @@ def run_case(
     job = spoilt(job_of(case, model)) if case.skips else job_of(case, model)
     gradients = loop.gradients
     loop.gradients = lambda *given, **named: step.gradients(
-        *given, **named | {"keep_tokens": case.keep_tokens}
+        *given[:4], replace(given[4], keep_tokens=case.keep_tokens), **named
     )
     holder: Any = SimpleNamespace(processes=processes, progress=SilentProgress())
     memory, during = Memory(case, processes), None

@@ -5,6 +5,7 @@ cost that grows with the length.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from taskdistill.model.band import Band, FamilyMask, band_mask
 from taskdistill.model.packed import pack
 from taskdistill.model.packed_attention import ATTENTION, packed_attention
 from taskdistill.model.student import TransformerModel
+from taskdistill.train.gradient_step import Passes, StepLoss
 from taskdistill.train.gradients import gradients
 from taskdistill.train.workers import WorkerPool
 from taskdistill.types import Pooling
@@ -468,10 +470,11 @@ def test_training_in_bfloat16_runs_on_the_kernel(family, kernel):
     def loss(vectors: Tensor) -> tuple[dict[str, Tensor], float]:
         return {"sum": vectors.float().sin().sum()}, 0.0
 
-    options: dict[str, Any] = {"seed": 1, "threads": WorkerPool(1), "micro_batch_tokens": 100}
-    gradients(model, ids, loss, {}, trained, compute=torch.bfloat16, **options)
+    passes = Passes(seed=1, micro_batch_tokens=100, compute=torch.bfloat16)
+    gradients(model, ids, StepLoss(terms=loss), trained, passes, threads=WorkerPool(1))
     assert len(kernel) == 4 * 2 and set(kernel) == KERNEL_FAMILIES[family]
-    gradients(model, ids, loss, {}, trained, compute=torch.bfloat16, keep_tokens=0, **options)
+    passes = replace(passes, keep_tokens=0)
+    gradients(model, ids, StepLoss(terms=loss), trained, passes, threads=WorkerPool(1))
     assert len(kernel) == 4 * 2 + 2 * 4 * 2
 
 

@@ -113,7 +113,7 @@ FULL = ReportData(
         Section(
             "Languages",
             "By language.",
-            [Table("nDCG", ["language", "score"], rows=[["en", 0.5], ["fr", None]])],
+            [Table(title="nDCG", columns=["language", "score"], rows=[["en", 0.5], ["fr", None]])],
         )
     ],
     seen={"sts/b": {"texts": 5, "exact": 1, "near": 0, "teacher": None}},

@@ -265,7 +265,7 @@ def test_a_continued_run_cuts_its_batches_as_before_though_less_memory_is_free(
     gradients = loop.gradients
 
     def watched(*args: Any, **options: Any) -> Any:
-        cut.append((options["micro_batch_tokens"], options["keep_tokens"]))
+        cut.append((args[4].micro_batch_tokens, args[4].keep_tokens))
         return gradients(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -51,7 +51,17 @@ def translations(count: int = 120) -> list[dict[str, str]]:
 def test_both_sides_are_compared_with_the_teacher_s_vector_of_one(reads, place):
     rows = (Pair("eine katze", "a cat"), Pair("ein hund", "a dog"))
     made = collate(
-        Batch(0, 0, "made", RowKind.PAIRS, rows, np.arange(2), reads), task=None, distil=True
+        Batch(
+            step=0,
+            index=0,
+            dataset="made",
+            kind=RowKind.PAIRS,
+            rows=rows,
+            row_ids=np.arange(2),
+            teacher_reads=reads,
+        ),
+        task=None,
+        distil=True,
     )
     assert made.texts == [
         (D, "eine katze"),
@@ -69,7 +79,15 @@ def test_both_sides_are_compared_with_the_teacher_s_vector_of_one(reads, place):
 def test_rows_that_the_teacher_cannot_read_are_not_compared():
     rows = (ScoredPair("eine katze", "ein kater", 0.9), ScoredPair("eine katze", "ein hund", 0.3))
     made = collate(
-        Batch(0, 0, "made", RowKind.SCORED, rows, np.arange(2), TeacherSide.NEITHER),
+        Batch(
+            step=0,
+            index=0,
+            dataset="made",
+            kind=RowKind.SCORED,
+            rows=rows,
+            row_ids=np.arange(2),
+            teacher_reads=TeacherSide.NEITHER,
+        ),
         task=None,
         distil=True,
     )

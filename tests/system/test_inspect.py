@@ -35,7 +35,14 @@ P, N, H, D, M, L, U = (
 def pairs(*rows: tuple[str, ...]):
     made = tuple(Pair(query, positive, tuple(negatives)) for query, positive, *negatives in rows)
     return collate(
-        Batch(0, 0, "made", RowKind.PAIRS, made, np.arange(len(made))),
+        Batch(
+            step=0,
+            index=0,
+            dataset="made",
+            kind=RowKind.PAIRS,
+            rows=made,
+            row_ids=np.arange(len(made)),
+        ),
         task=Task.RETRIEVAL,
         distil=True,
         negatives=9,
@@ -75,11 +82,17 @@ def test_masked_relations_are_the_mask_of_training():
 
 def test_relations_of_labels():
     items = (
-        ClassificationItem("a", "b", ("c",), "x", ("y",)),
-        ClassificationItem("d", "e", ("f",), "y", ("x",)),
+        ClassificationItem(
+            anchor="a", positive="b", negatives=("c",), label="x", negative_labels=("y",)
+        ),
+        ClassificationItem(
+            anchor="d", positive="e", negatives=("f",), label="y", negative_labels=("x",)
+        ),
     )
     prepared = collate(
-        Batch(0, 0, "made", RowKind.LABELLED, items, np.arange(2)),
+        Batch(
+            step=0, index=0, dataset="made", kind=RowKind.LABELLED, rows=items, row_ids=np.arange(2)
+        ),
         task=Task.CLASSIFICATION,
         distil=False,
     )

@@ -12,7 +12,8 @@ from helpers import gradient_cases, tiny, tiny_run
 from taskdistill.errors import WorkFailed
 from taskdistill.model.lora import SeededDropout, seed_dropout
 from taskdistill.tasks import Task
-from taskdistill.train import gradients
+from taskdistill.train import gradient_step, gradients
+from taskdistill.train.gradient_step import Passes, StepLoss
 from taskdistill.train.log import read_lines
 from taskdistill.train.memory import is_out_of_memory
 from taskdistill.train.microbatch import micro_batches, split
@@ -29,7 +30,7 @@ class Room:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception) -> None:
         self.failed = 0
-        inner = gradients._forward
+        inner = gradient_step._forward
 
         def forward(model, ids, piece, *options):
             if sum(len(ids[i]) for i in piece.rows) > tokens:
@@ -37,7 +38,7 @@ class Room:
                 raise error
             return inner(model, ids, piece, *options)
 
-        monkeypatch.setattr(gradients, "_forward", forward)
+        monkeypatch.setattr(gradient_step, "_forward", forward)
 
 
 def run(case: gradient_cases.Case, threads: int = 1, micro: int = 48, share=None):
@@ -46,14 +47,15 @@ def run(case: gradient_cases.Case, threads: int = 1, micro: int = 48, share=None
         told = gradients.gradients(
             case.model,
             case.ids,
-            case.loss,
-            case.weights,
+            StepLoss(
+                terms=case.loss,
+                weights=case.weights,
+                share=share,
+                heads=list(case.heads.named().values()),
+            ),
             list(case.trained.values()),
-            seed=11,
+            Passes(seed=11, micro_batch_tokens=micro),
             threads=made,
-            micro_batch_tokens=micro,
-            share=share,
-            heads=list(case.heads.named().values()),
         )
     return case.collect(), told, made.halvings
 

@@ -20,6 +20,7 @@ from taskdistill.train.arithmetic import (
 )
 from taskdistill.train.batch_loss import backward_loss
 from taskdistill.train.distributed import ProcessGroup
+from taskdistill.train.gradient_step import Passes, StepLoss
 from taskdistill.train.workers import workers
 
 CPU = torch.device("cpu")
@@ -130,13 +131,12 @@ def test_gradients_in_bfloat16_are_near_and_in_float32(family, task):
             _, total, _ = gradients.gradients(
                 case.model,
                 case.ids,
-                case.loss,
-                case.weights,
+                StepLoss(
+                    terms=case.loss, weights=case.weights, heads=list(case.heads.named().values())
+                ),
                 list(case.trained.values()),
-                seed=11,
+                Passes(seed=11, compute=compute),
                 threads=threads,
-                heads=list(case.heads.named().values()),
-                compute=compute,
             )
         found.append((case.collect(), total))
     (plain, total), (half, other) = found

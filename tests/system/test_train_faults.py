@@ -270,6 +270,7 @@ import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 from helpers import tiny
 from taskdistill.model.student import TransformerModel
+from taskdistill.train.gradient_step import Passes, StepLoss
 from taskdistill.train.gradients import gradients
 from taskdistill.train.workers import workers
 torch.set_num_threads(1)
@@ -282,14 +283,13 @@ def loss(vectors):
 
 def run(limit):
     with workers(1) as threads:
-        gradients(model, ids[:8], loss, {}, trained, seed=1, threads=threads)
+        step = StepLoss(terms=loss)
+        gradients(model, ids[:8], step, trained, Passes(seed=1), threads=threads)
         if limit:
             used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + limit, -1))
-        told = gradients(
-            model, ids, loss, {}, trained, seed=1, threads=threads, micro_batch_tokens=30_000,
-            keep_tokens=10**9,
-        )
+        passes = Passes(seed=1, micro_batch_tokens=30_000, keep_tokens=10**9)
+        told = gradients(model, ids, step, trained, passes, threads=threads)
         moved = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
         return told[1], moved, threads.halvings
 

@@ -27,7 +27,9 @@ Q, D = Role.QUERY, Role.DOCUMENT
 
 
 def batch(kind: RowKind, *rows: object) -> Batch:
-    return Batch(0, 0, "made", kind, rows, np.arange(len(rows)))
+    return Batch(
+        step=0, index=0, dataset="made", kind=kind, rows=rows, row_ids=np.arange(len(rows))
+    )
 
 
 def pairs(*rows: tuple[str, ...]) -> Batch:
@@ -103,8 +105,12 @@ def test_hard_negatives_are_cut_to_the_number_asked_for_and_know_their_row():
 
 def test_labels_of_items_and_negatives_share_their_numbers():
     items = [
-        ClassificationItem("a", "b", ("c", "d"), "x", ("y", "z")),
-        ClassificationItem("d", "e", ("a", "b"), "z", ("x", "x")),
+        ClassificationItem(
+            anchor="a", positive="b", negatives=("c", "d"), label="x", negative_labels=("y", "z")
+        ),
+        ClassificationItem(
+            anchor="d", positive="e", negatives=("a", "b"), label="z", negative_labels=("x", "x")
+        ),
     ]
     made = collate(batch(RowKind.LABELLED, *items), task=Task.CLASSIFICATION, distil=True)
     assert made.labels.tolist() == [0, 1] and made.negative_labels.tolist() == [2, 1, 0, 0]

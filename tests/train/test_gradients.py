@@ -18,8 +18,9 @@ from taskdistill.model.packed import PackedBatch
 from taskdistill.model.pooling import pool_padded
 from taskdistill.model.student import StaticModel
 from taskdistill.tasks import Task
-from taskdistill.train import gradients as step
-from taskdistill.train import microbatch
+from taskdistill.train import gradient_step, microbatch
+from taskdistill.train.gradient_step import Passes, StepLoss
+from taskdistill.train.gradients import gradients
 from taskdistill.train.loss_terms import weights_for
 from taskdistill.train.workers import workers
 
@@ -33,7 +34,7 @@ class DropoutMasks:
         self.micros: list[tuple[np.ndarray, PackedBatch]] = []
         self.masks: dict[tuple[int, int], Tensor] = {}
         self.forward, self.padded = SeededDropout.forward, None
-        pack, inner = step.pack, step._forward
+        pack, inner = gradient_step.pack, gradient_step._forward
 
         def recorded_forward(model, ids, piece, *options):
             self.rows = piece.rows
@@ -50,8 +51,8 @@ class DropoutMasks:
             self.masks[id(module), len(self.micros) - 1] = kept[0]
             return values * kept
 
-        monkeypatch.setattr(step, "_forward", recorded_forward)
-        monkeypatch.setattr(step, "pack", recorded_pack)
+        monkeypatch.setattr(gradient_step, "_forward", recorded_forward)
+        monkeypatch.setattr(gradient_step, "pack", recorded_pack)
         monkeypatch.setattr(SeededDropout, "forward", dropout)
 
     def mask(self, module: SeededDropout, values: Tensor) -> Tensor:
@@ -194,13 +195,13 @@ def test_any_number_of_workers_drops_the_same_and_gives_the_same_sums(task, monk
     monkeypatch.setattr(
         microbatch, "PIECE_TOKENS", 8
     )  # so that even a tiny batch is cut further for many workers
-    made, passes, inner = case("bert", task), list[int](), step._forward
+    made, passes, inner = case("bert", task), list[int](), gradient_step._forward
 
     def counted(*given):
         passes.append(len(given[2].rows))
         return inner(*given)
 
-    monkeypatch.setattr(step, "_forward", counted)
+    monkeypatch.setattr(gradient_step, "_forward", counted)
     one, told = made.gradients(keep_tokens=10**9, micro=10**9)
     whole = len(passes)
     for threads in (3, 8):
@@ -237,13 +238,15 @@ def test_a_static_model_s_gradient_is_autograd_s_own():
     target = torch.randn(3, 8, dtype=torch.float64)
     model = StaticModel(table.clone())
     with workers(1) as threads:
-        terms, total, _ = step.gradients(
+        terms, total, _ = gradients(
             model,
             ids,
-            lambda v: ({"distill": (v - target).square().mean()}, 0.0),
-            {"distill": 2.0},
+            StepLoss(
+                terms=lambda v: ({"distill": (v - target).square().mean()}, 0.0),
+                weights={"distill": 2.0},
+            ),
             [model.table],
-            seed=0,
+            Passes(seed=0),
             threads=threads,
         )
     plain = table.clone().requires_grad_()

@@ -71,7 +71,9 @@ def stage1(**fields: object) -> Stage1Config:
 
 
 def batch(kind: RowKind, *rows: object, step: int = 0) -> Batch:
-    return Batch(step, 0, "made", kind, rows, np.arange(len(rows)))
+    return Batch(
+        step=step, index=0, dataset="made", kind=kind, rows=rows, row_ids=np.arange(len(rows))
+    )
 
 
 def plan(settings, name: str, kind: RowKind, *rows: object):

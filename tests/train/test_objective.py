@@ -61,7 +61,9 @@ def distill(
 
 
 def batch(kind: RowKind, *rows: object) -> Batch:
-    return Batch(0, 0, "made", kind, rows, np.arange(len(rows)))
+    return Batch(
+        step=0, index=0, dataset="made", kind=kind, rows=rows, row_ids=np.arange(len(rows))
+    )
 
 
 def test_each_prefix_goes_through_its_slice_of_the_projection():
@@ -95,13 +97,13 @@ def test_without_a_projection_prefixes_are_compared_with_the_teacher_s_prefixes(
 
 def test_a_text_is_told_apart_from_the_others_but_not_from_its_own_translation():
     rows = Batch(
-        0,
-        0,
-        "made",
-        RowKind.PAIRS,
-        (Pair("eins", "one", ()), Pair("zwei", "two", ())),
-        np.arange(2),
-        TeacherSide.POSITIVE,
+        step=0,
+        index=0,
+        dataset="made",
+        kind=RowKind.PAIRS,
+        rows=(Pair("eins", "one", ()), Pair("zwei", "two", ())),
+        row_ids=np.arange(2),
+        teacher_reads=TeacherSide.POSITIVE,
     )
     prepared = collate(rows, task=None, distil=True)
     assert [prepared.texts[place][1] for place, _ in prepared.distilled] == [
@@ -229,10 +231,18 @@ def test_text_matching_takes_cosent_for_graded_rows_and_contrast_otherwise():
 
 def test_classification_contrasts_both_ways_and_masks_texts_of_the_same_label():
     items = [
-        ClassificationItem("a", "b", ("c",), "x", ("y",)),
-        ClassificationItem("d", "e", ("f",), "y", ("x",)),
+        ClassificationItem(
+            anchor="a", positive="b", negatives=("c",), label="x", negative_labels=("y",)
+        ),
+        ClassificationItem(
+            anchor="d", positive="e", negatives=("f",), label="y", negative_labels=("x",)
+        ),
     ]
-    items.append(ClassificationItem("g", "h", ("i",), "x", ("z",)))
+    items.append(
+        ClassificationItem(
+            anchor="g", positive="h", negatives=("i",), label="x", negative_labels=("z",)
+        )
+    )
     prepared = collate(batch(RowKind.LABELLED, *items), task=Task.CLASSIFICATION, distil=False)
     torch.manual_seed(0)
     vectors, base = torch.randn(9, 6), torch.randn(9, 6)

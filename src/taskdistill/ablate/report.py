@@ -290,8 +290,8 @@ def _crossing_tables(results: Results) -> list[Table]:
         return []
     return [
         Table(
-            "Where curves cross",
-            ["arms", "step", "CPU-second", "CPU-second, teacher paid"],
+            title="Where curves cross",
+            columns=["arms", "step", "CPU-second", "CPU-second, teacher paid"],
             rows=rows,
             note="By straight lines between the points of the mean curves.",
         )

@@ -68,7 +68,7 @@ def claim_table(results: Results) -> Table:
         " next columns leave one source of chance out. The one-sided p is the larger one of the"
         f" randomisation test and the draws; the margin is {margin:.1f} points."
     )
-    return Table("", columns, rows=rows, note=note)
+    return Table(title="", columns=columns, rows=rows, note=note)
 
 
 def fewer_sets_table(results: Results) -> Table | None:
@@ -99,8 +99,8 @@ def fewer_sets_table(results: Results) -> Table | None:
         " are left, they hold for these sets only."
     )
     return Table(
-        "The claim on fewer sets",
-        ["left out", *names, "combining beats both"],
+        title="The claim on fewer sets",
+        columns=["left out", *names, "combining beats both"],
         rows=rows,
         note=note,
     )
@@ -128,8 +128,8 @@ def contrast_table(results: Results, families: Sequence[str], title: str = "") -
     if not rows:
         return None
     return Table(
-        title,
-        ["question", "points, 95 % interval", "p", "p, corrected", "each seed"],
+        title=title,
+        columns=["question", "points, 95 % interval", "p", "p, corrected", "each seed"],
         rows=rows,
         note=EXPLORATORY,
     )
@@ -197,8 +197,8 @@ def arm_table(results: Results) -> Table:
         "seeds",
     ]
     return Table(
-        "",
-        columns,
+        title="",
+        columns=columns,
         rows=rows,
         note=(
             "Scores × 100, mean over sets and seeds; small numbers: a 95 % interval over seeds,"
@@ -235,8 +235,8 @@ def set_table(results: Results) -> Table:
             ]
         )
     return Table(
-        "",
-        ["set", "teacher", *shown],
+        title="",
+        columns=["set", "teacher", *shown],
         rows=rows,
         note="Scores × 100, mean over seeds. The best arm of a row is underlined.",
     )
@@ -267,8 +267,8 @@ def variant_table(results: Results) -> Table:
         titles.get(each, f"{each.removeprefix('dim-')} dimensions, float") for each in variants
     ]
     return Table(
-        "",
-        ["arm", *columns],
+        title="",
+        columns=["arm", *columns],
         rows=rows,
         note="nDCG@10 × 100, and the share of the whole float vectors' score that is kept.",
     )
@@ -314,7 +314,7 @@ def cost_table(results: Results) -> Table:
         f"A run, mean over seeds; the teacher embeds each of {cost['texts']:,} distinct texts once."
         " Cached vectors cost later arms nothing."
     )
-    return Table("", columns, rows=rows, note=note)
+    return Table(title="", columns=columns, rows=rows, note=note)
 
 
 def _flops(value: float | None) -> str | None:
@@ -348,7 +348,10 @@ def tuning_table(results: Results) -> Table | None:
         " weight of distillation only where both losses are."
     )
     return Table(
-        "", ["setting", "learning rate", "temperature", "weight", *arms], rows=rows, note=note
+        title="",
+        columns=["setting", "learning rate", "temperature", "weight", *arms],
+        rows=rows,
+        note=note,
     )
 
 
@@ -372,7 +375,11 @@ def query_table(results: Results, which: str, title: str) -> Table | None:
         f"nDCG@10 × 100, mean over seeds; the gain is over {results['examples']['against']}, the"
         " better single arm."
     )
-    return Table(title, ["query", "D", "C", "DC", "gain"], rows=rows, note=note) if rows else None
+    return (
+        Table(title=title, columns=["query", "D", "C", "DC", "gain"], rows=rows, note=note)
+        if rows
+        else None
+    )
 
 
 def length_table(results: Results) -> Table:
@@ -388,8 +395,8 @@ def length_table(results: Results) -> Table:
         for bucket in buckets
     ]
     return Table(
-        "",
-        ["set", "queries", *arms],
+        title="",
+        columns=["set", "queries", *arms],
         rows=rows,
         note="nDCG@10 × 100 by length of the relevant document, mean over seeds.",
     )
@@ -407,8 +414,8 @@ def hash_table(results: Results) -> Table:
         rows.append([f"seed {seed}: initial projection", each["projection"]])
     rows += [[f"set {name}", digest[:16]] for name, digest in results["set_hashes"].items()]
     return Table(
-        "",
-        ["what", "hash"],
+        title="",
+        columns=["what", "hash"],
         rows=rows,
         note="Checked after the run: the same in every arm, or there would be no report.",
     )

@@ -19,7 +19,7 @@ BLOCK = 4096
 """Steps whose data sets are drawn at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClassificationItem:
     """One item of a classification batch (paper, section 5.4): an anchor, a positive of its label,
     negatives of others.
@@ -32,7 +32,7 @@ class ClassificationItem:
     negative_labels: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """The rows of one step, all from one data set.
 
@@ -136,24 +136,32 @@ class BatchPlan:
             rng = generator(self.seed, self.label, dataset.name, "items", position)
             ids = self._labels[index].items(chosen, rng)
             return Batch(
-                step,
-                index,
-                dataset.name,
-                RowKind.LABELLED,
-                tuple(_item(dataset, row) for row in ids.tolist()),
-                ids,
+                step=step,
+                index=index,
+                dataset=dataset.name,
+                kind=RowKind.LABELLED,
+                rows=tuple(_item(dataset, row) for row in ids.tolist()),
+                row_ids=ids,
             )
         rows = tuple(dataset.rows[row] for row in chosen.tolist())
         if dataset.kind is RowKind.LABELLED:
             return Batch(
-                step,
-                index,
-                dataset.name,
-                RowKind.TEXTS,
-                tuple(Text(row.text, row.lang) for row in rows),
-                chosen,
+                step=step,
+                index=index,
+                dataset=dataset.name,
+                kind=RowKind.TEXTS,
+                rows=tuple(Text(row.text, row.lang) for row in rows),
+                row_ids=chosen,
             )
-        return Batch(step, index, dataset.name, dataset.kind, rows, chosen, dataset.teacher_reads)
+        return Batch(
+            step=step,
+            index=index,
+            dataset=dataset.name,
+            kind=dataset.kind,
+            rows=rows,
+            row_ids=chosen,
+            teacher_reads=dataset.teacher_reads,
+        )
 
     def drawn(self, steps: int) -> list[int]:
         """Count how many of the first steps draw each data set.
@@ -245,11 +253,11 @@ class _Labels:
 def _item(dataset: Dataset, ids: Sequence[int]) -> ClassificationItem:
     anchor, positive, *negatives = (dataset.rows[row] for row in ids)
     return ClassificationItem(
-        anchor.text,
-        positive.text,
-        tuple(row.text for row in negatives),
-        anchor.label,
-        tuple(row.label for row in negatives),
+        anchor=anchor.text,
+        positive=positive.text,
+        negatives=tuple(row.text for row in negatives),
+        label=anchor.label,
+        negative_labels=tuple(row.label for row in negatives),
     )
 
 

@@ -35,7 +35,7 @@ at 95 %).
 Numbers = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MiningSettings:
     """What counts as a hard negative."""
 
@@ -112,7 +112,7 @@ class Vectors(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Relations:
     """Distinct queries and candidates of a set of pairs, and what is no negative of what."""
 
@@ -181,14 +181,14 @@ def build_relations(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relatio
         itself = {candidates[key]} if key in candidates else set()
         excluded.append(np.array(sorted(near | itself), dtype=np.int64))
     return Relations(
-        query_texts,
-        candidate_texts,
-        np.array(query_of, dtype=np.int64),
-        np.array(positive_of, dtype=np.int64),
-        mined_rows,
-        excluded,
-        siblings,
-        read - len(candidate_texts),
+        queries=query_texts,
+        candidates=candidate_texts,
+        query_of=np.array(query_of, dtype=np.int64),
+        positive_of=np.array(positive_of, dtype=np.int64),
+        given=mined_rows,
+        excluded=excluded,
+        siblings=siblings,
+        merged=read - len(candidate_texts),
     )
 
 

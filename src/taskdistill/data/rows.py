@@ -51,7 +51,7 @@ class Text:
 Row = Pair | ScoredPair | LabeledText | Text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     """Rows of one kind from one source, with the counts of reading them and a hash of exactly these
     rows.
@@ -73,7 +73,11 @@ def make_dataset(
     `counts`: counts of reading them; None: all were used as they are.
     """
     return Dataset(
-        name, kind, rows, counts or ReadStats(read=len(rows), used=len(rows)), hash_rows(rows)
+        name=name,
+        kind=kind,
+        rows=rows,
+        counts=counts or ReadStats(read=len(rows), used=len(rows)),
+        sha256=hash_rows(rows),
     )
 
 

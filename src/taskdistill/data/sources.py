@@ -72,7 +72,14 @@ def load_source(
     counts.repaired.update(repaired.values())
     counts.used = counts.read - counts.rejected.total() - counts.repaired.total()
     rows = _draw(rows, source.limit, seed, name)
-    return Dataset(name, source.kind, tuple(rows), counts, hash_rows(rows), source.teacher_reads)
+    return Dataset(
+        name=name,
+        kind=source.kind,
+        rows=tuple(rows),
+        counts=counts,
+        sha256=hash_rows(rows),
+        teacher_reads=source.teacher_reads,
+    )
 
 
 def _check_columns(name: str, source: SourceConfig) -> None:

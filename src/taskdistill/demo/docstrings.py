@@ -48,7 +48,7 @@ class Doc(NamedTuple):
         return f"{self.summary}\n{self.body}".strip()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
     """Everything found below some folders, in an order that depends on the files alone."""
 
@@ -110,7 +110,9 @@ def scan(
             if enough is not None and len(docs) >= enough:
                 break
     docs.sort(key=lambda doc: doc.module)
-    return Scan(docs, docstrings, read, unreadable, too_large)
+    return Scan(
+        docs=docs, docstrings=docstrings, files=read, unreadable=unreadable, too_large=too_large
+    )
 
 
 def _cores() -> int:

@@ -27,7 +27,7 @@ EVERYWHERE = frozenset(_EVERYWHERE_LIST.split())
 """Words that two docstrings share without speaking of the same thing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DocSplit:
     """Documented objects by split, pairs of objects that are one thing documented twice, and how
     many were dropped and why.
@@ -85,7 +85,9 @@ def split_docs(docs: Sequence[Doc]) -> DocSplit:
     for name in ("dev", "train"):
         left = set(splits[name])
         same[name] = [pair for pair in same[name] if pair[0] in left and pair[1] in left]
-    return DocSplit(splits["train"], splits["dev"], splits["test"], same, counts)
+    return DocSplit(
+        train=splits["train"], dev=splits["dev"], test=splits["test"], same=same, counts=counts
+    )
 
 
 def _distinct(docs: Sequence[Doc]) -> list[Doc]:

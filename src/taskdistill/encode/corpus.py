@@ -82,14 +82,14 @@ def encode_corpus(
         [CPU.type] if list(devices) == [AUTO] and runs_on_cpu(backend) else devices, processes
     )
     job = ShardJob(
-        model,
-        source,
-        out,
-        shard_rows,
-        options,
-        backend,
-        dtype,
-        threads or max(1, cores() // processes),
+        model=model,
+        source=source,
+        folder=out,
+        shard_rows=shard_rows,
+        asked=options,
+        backend=backend,
+        dtype=dtype,
+        threads=threads or max(1, cores() // processes),
     )
     if not isinstance(options.get("task"), str | None):
         raise BadInput(

@@ -83,7 +83,10 @@ class Encoder(ModelProperties):
         self.token_budget = token_budget or default_budget(model.module, workers)
         budget = self.token_budget * (STATIC_FACTOR if isinstance(model.module, StaticModel) else 1)
         self._runner = Runner(
-            self.backend, workers, budget, None if compute is None else (self.device, compute)
+            backend=self.backend,
+            threads=workers,
+            budget=budget,
+            autocast=None if compute is None else (self.device, compute),
         )
         self._compute = compute
         if default_task is not None:

@@ -102,7 +102,7 @@ def encode_file(
     return counts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _FilePart:
     """Vectors of the next texts."""
 
@@ -131,12 +131,12 @@ def _cut(
 
     for encoded in encoder.stream_reporting(chunks(), progress=progress, **options):
         yield _FilePart(
-            waiting.popleft(),
-            encoded.vectors,
-            None,
-            len(encoded.vectors),
-            int(encoded.truncated.sum()),
-            0,
+            rows=waiting.popleft(),
+            vectors=encoded.vectors,
+            spans=None,
+            texts=len(encoded.vectors),
+            truncated=int(encoded.truncated.sum()),
+            passes=0,
         )
 
 
@@ -154,7 +154,14 @@ def _whole(
         report = None if progress is None else _after(progress, done)
         result = encode_long(encoder, [text for _, text in chunk], long, progress=report, **options)  # type: ignore[arg-type, misc]
         rows = np.array([row for row, _ in chunk])[result.texts]
-        yield _FilePart(rows, result.vectors, result.spans, len(chunk), 0, result.passes)
+        yield _FilePart(
+            rows=rows,
+            vectors=result.vectors,
+            spans=result.spans,
+            texts=len(chunk),
+            truncated=0,
+            passes=result.passes,
+        )
         done += len(chunk)
 
 

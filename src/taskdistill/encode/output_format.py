@@ -13,7 +13,7 @@ from taskdistill.tasks import Role
 from taskdistill.types import Precision
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFormat:
     """Size and precision of the vectors of one call."""
 
@@ -78,9 +78,11 @@ def resolve_output(
         raise BadInput(f"truncate_dim {truncate_dim} is not between 1 and the model's {width}")
     kind = Precision(precision)
     if kind is Precision.BINARY:
-        return OutputFormat(dim, kind, None, binary_offset(settings, task, dim, role))
+        return OutputFormat(
+            dim=dim, precision=kind, ranges=None, offset=binary_offset(settings, task, dim, role)
+        )
     if kind is not Precision.INT8:
-        return OutputFormat(dim, kind, None)
+        return OutputFormat(dim=dim, precision=kind, ranges=None)
     stored = settings.int8_ranges.get(task or "base", {})
     if str(dim) not in stored:
         known = ", ".join(stored) or "none"
@@ -88,7 +90,7 @@ def resolve_output(
             f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored:"
             f" {known}); use float32 and calibrate"
         )
-    return OutputFormat(dim, kind, Int8Ranges.from_json(stored[str(dim)]))
+    return OutputFormat(dim=dim, precision=kind, ranges=Int8Ranges.from_json(stored[str(dim)]))
 
 
 def binary_offset(

@@ -51,7 +51,7 @@ class EncodedTexts:
     truncated: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeRequest:
     """What is asked for, checked before the first text is touched."""
 
@@ -89,7 +89,7 @@ class EncodeRequest:
             yield task, np.array([i for i, name in enumerate(group_tasks) if name == task])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runner:
     """A back end, its workers, and the lock with which calls from several threads take turns."""
 

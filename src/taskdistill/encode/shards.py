@@ -21,7 +21,7 @@ SHARDS = "shards"
 JOB = "job.json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardJob:
     """What every worker needs to encode any shard of a corpus; can be sent to another process or
     machine.

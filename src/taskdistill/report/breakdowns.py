@@ -44,8 +44,8 @@ def _suite_section(suite: Suite) -> Section:
         for name, each in models.items()
     ]
     overview = Table(
-        "By type",
-        ["model", *types, "mean of types", "mean of tasks"],
+        title="By type",
+        columns=["model", *types, "mean of types", "mean of tasks"],
         rows=rows,
         note="Main score of each task × 100.",
     )
@@ -67,7 +67,9 @@ def _suite_section(suite: Suite) -> Section:
             " the tasks do not compare with published ones."
         )
     return Section(
-        suite["suite"], intro, [overview, Table("By task", ["task", *models], rows=each_task)]
+        suite["suite"],
+        intro,
+        [overview, Table(title="By task", columns=["task", *models], rows=each_task)],
     )
 
 
@@ -89,8 +91,8 @@ def _length_table(scores: Mapping[str, Mapping[str, ModelScore]]) -> Table | Non
                 rows.append([CellText(name, label), bucket["n"], *values])
     return (
         Table(
-            "",
-            ["set", "n", *scores],
+            title="",
+            columns=["set", "n", *scores],
             rows=rows,
             note="Main score × 100; with few rows in a range, chance decides.",
         )
@@ -117,7 +119,7 @@ def _prompt_tables(scores: Mapping[str, Mapping[str, ModelScore]]) -> list[Table
                 else None
             )
         rows.append(row)
-    tables = [Table("Median, and minimum to maximum", ["set", *scores], rows=rows)]
+    tables = [Table(title="Median, and minimum to maximum", columns=["set", *scores], rows=rows)]
     prompts = list(
         dict.fromkeys(
             prompt for sets in scores.values() for name in names for prompt in _prompts(sets, name)
@@ -132,7 +134,10 @@ def _prompt_tables(scores: Mapping[str, Mapping[str, ModelScore]]) -> list[Table
             ]
             result.append(float(np.mean(values)) if values else None)
         means.append(result)
-    return [*tables, Table("By prompt, mean over the sets", ["prompt", *scores], rows=means)]
+    return [
+        *tables,
+        Table(title="By prompt, mean over the sets", columns=["prompt", *scores], rows=means),
+    ]
 
 
 def _prompts(sets: Mapping[str, ModelScore], name: str) -> dict[str, float]:

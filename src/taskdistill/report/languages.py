@@ -55,8 +55,8 @@ def single_tables(results: Results) -> list[Table]:
         )
         result.append(
             Table(
-                f"{title} by language",
-                ["language", *scores],
+                title=f"{title} by language",
+                columns=["language", *scores],
                 rows=[*rows, means],
                 note=f"{metric} × 100.",
                 totals=1,
@@ -73,8 +73,8 @@ def pool_tables(results: Results) -> list[Table]:
             for table in language_tables(PooledScores.from_json(members)):
                 result.append(
                     Table(
-                        f"{family}, {model}: {table.title[0].lower()}{table.title[1:]}",
-                        table.columns,
+                        title=f"{family}, {model}: {table.title[0].lower()}{table.title[1:]}",
+                        columns=table.columns,
                         rows=table.rows,
                         note=table.note,
                     )
@@ -130,7 +130,12 @@ def language_tables(pooled: PooledScores) -> list[Table]:
         for language, s in pooled.by_language.items()
     ]
     tables = [
-        Table("By query language", columns, rows=rows, note="nDCG@10 × 100, and shares in %.")
+        Table(
+            title="By query language",
+            columns=columns,
+            rows=rows,
+            note="nDCG@10 × 100, and shares in %.",
+        )
     ]
     if pooled.cross:
         crossed: list[list[Value]] = [
@@ -138,6 +143,11 @@ def language_tables(pooled: PooledScores) -> list[Table]:
         ]
         note = "nDCG@10 × 100: queries of the row's language on the corpus of the column's."
         tables.append(
-            Table("Across languages", ["queries", *pooled.cross], rows=crossed, note=note)
+            Table(
+                title="Across languages",
+                columns=["queries", *pooled.cross],
+                rows=crossed,
+                note=note,
+            )
         )
     return tables

@@ -151,10 +151,10 @@ def _training(metrics: RunMetrics, out: Path) -> list[Section]:
         for name, phase in time["phases"].items()
     ]
     tables = [
-        Table("By part", columns, rows=rows),
+        Table(title="By part", columns=columns, rows=rows),
         Table(
-            "By phase",
-            [
+            title="By phase",
+            columns=[
                 "phase",
                 "time",
                 "GF of work",
@@ -183,7 +183,7 @@ def _training(metrics: RunMetrics, out: Path) -> list[Section]:
             Section(
                 "Scores while training",
                 "Development sets, cut to a few seconds' work.",
-                [Table("", ["after", *names], rows=rows)],
+                [Table(title="", columns=["after", *names], rows=rows)],
             )
         )
     return result

@@ -96,8 +96,8 @@ def overview(results: Results) -> Table | None:
         )
     columns = ["model", *(kind_title(kind) for kind in kinds), "mean of types"]
     if results["reference"] is None:
-        return Table("", columns, rows=[row[:-1] for row in rows])
-    return Table("", [*columns, f"kept of {results['reference']}"], rows=rows)
+        return Table(title="", columns=columns, rows=[row[:-1] for row in rows])
+    return Table(title="", columns=[*columns, f"kept of {results['reference']}"], rows=rows)
 
 
 def overview_chart(results: Results) -> Markup | None:
@@ -163,7 +163,13 @@ def score_tables(results: Results) -> list[Table]:
             rows.append(["mean", *means])
         note = f"Metric: {task.metric} × 100."
         result.append(
-            Table(task.title, ["set", *scores], rows=rows, note=note, totals=int(len(sets) > 1))
+            Table(
+                title=task.title,
+                columns=["set", *scores],
+                rows=rows,
+                note=note,
+                totals=int(len(sets) > 1),
+            )
         )
     return result
 
@@ -192,7 +198,7 @@ def significance_table(results: Results) -> Table | None:
         "p",
         "beyond chance",
     ]
-    return Table("", columns, rows=rows)
+    return Table(title="", columns=columns, rows=rows)
 
 
 def notes(results: Results) -> list[str]:
@@ -309,7 +315,10 @@ def _compression_table(cells: Sequence[CompressionResult]) -> Table:
         else ""
     )
     return Table(
-        "", columns, rows=rows, note=f"Share of the uncompressed score kept, bytes a vector{timed}."
+        title="",
+        columns=columns,
+        rows=rows,
+        note=f"Share of the uncompressed score kept, bytes a vector{timed}.",
     )
 
 

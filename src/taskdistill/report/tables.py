@@ -23,7 +23,7 @@ class CellText:
 Value = str | float | int | None | CellText
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """A table, whose first column names its rows.
 
@@ -105,8 +105,14 @@ def speed_table(models: Sequence[SpeedRow]) -> Table | None:
             ]
         )
     return Table(
-        "",
-        ["model", "texts per second", f"times {models[0].model}", "parameters", "MB on disk"],
+        title="",
+        columns=[
+            "model",
+            "texts per second",
+            f"times {models[0].model}",
+            "parameters",
+            "MB on disk",
+        ],
         rows=rows,
     )
 
@@ -129,8 +135,8 @@ def source_table(sources: Sequence[SourceRow]) -> Table | None:
         ),
     ]
     return Table(
-        "",
-        ["source", "kind", "rows read", "used", "repaired", "rejected"],
+        title="",
+        columns=["source", "kind", "rows read", "used", "repaired", "rejected"],
         rows=[*rows, total],
         totals=1,
     )
@@ -145,7 +151,10 @@ def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
         [what, duration(seconds), f"{100 * seconds / total:.0f} %"] for what, seconds in times
     ]
     return Table(
-        "", ["what", "time", "share"], rows=[*rows, ["all", duration(total), "100 %"]], totals=1
+        title="",
+        columns=["what", "time", "share"],
+        rows=[*rows, ["all", duration(total), "100 %"]],
+        totals=1,
     )
 
 
@@ -167,7 +176,9 @@ def seen_table(seen: Mapping[str, SeenSet]) -> Table | None:
         rows.append([*row, {True: "yes", False: "no", None: "not declared"}[counts["teacher"]]])
     columns = ["set", "texts", "seen word for word", "share 13 words in a row"]
     return Table(
-        "", [*columns, *["queries seen"] * has_queries, "teacher trained on it"], rows=rows
+        title="",
+        columns=[*columns, *["queries seen"] * has_queries, "teacher trained on it"],
+        rows=rows,
     )
 
 

@@ -31,6 +31,7 @@ from taskdistill.train.checkpoint import (
 from taskdistill.train.context import Interrupted, Phase, TrainContext
 from taskdistill.train.course import read_course
 from taskdistill.train.fsdp import clear_rows, is_sharded, local_tensor
+from taskdistill.train.gradient_step import Passes, StepLoss
 from taskdistill.train.gradients import gradients
 from taskdistill.train.memory import OutOfMemory
 from taskdistill.train.optim import (
@@ -254,17 +255,21 @@ def _one_step(
     terms, total, masked = gradients(
         model,
         ids,
-        lambda vectors: phase.objective(vectors, prepared, batch_targets, phase.heads),
-        weights,
+        StepLoss(
+            terms=lambda vectors: phase.objective(vectors, prepared, batch_targets, phase.heads),
+            weights=weights,
+            share=phase.partial_loss(prepared, batch_targets, weights),
+            heads=list(phase.moving_heads().values()),
+        ),
         list(phase.trained.values()),
-        seed=derive_seed(torch_seed(ctx.seed), step, STEP_STRIDE),
+        Passes(
+            seed=derive_seed(torch_seed(ctx.seed), step, STEP_STRIDE),
+            **({} if budget is None else budget.to_json()),
+            compute=ctx.arithmetic.compute,
+        ),
         threads=ctx.threads,
-        **({} if budget is None else budget.to_json()),
-        share=phase.partial_loss(prepared, batch_targets, weights),
-        heads=list(phase.moving_heads().values()),
         processes=ctx.processes,
         clock=clock,
-        compute=ctx.arithmetic.compute,
     )
     with clock("optimiser"):
         for name, rows in phase.kept_rows.items():

@@ -54,7 +54,15 @@ def read_pairs(plan: BatchPlan) -> list[tuple[str, str]]:
             texts = dataset.kind is RowKind.LABELLED
             kind = RowKind.TEXTS if texts else dataset.kind
             prepared = collate(
-                Batch(0, 0, dataset.name, kind, rows, np.arange(len(rows)), dataset.teacher_reads),
+                Batch(
+                    step=0,
+                    index=0,
+                    dataset=dataset.name,
+                    kind=kind,
+                    rows=rows,
+                    row_ids=np.arange(len(rows)),
+                    teacher_reads=dataset.teacher_reads,
+                ),
                 task=None,
                 distil=True,
             )

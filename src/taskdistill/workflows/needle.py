@@ -176,7 +176,7 @@ def needle_tables(results: NeedleResults) -> list[Table]:
             ]
             rows.append(["mean", mean, "", None, None, None])
             columns = ["tokens", METRIC, "95 % interval", "first half", "second half", "cut"]
-            tables.append(Table(f"{kind}, {name}", columns, rows=rows, totals=1))
+            tables.append(Table(title=f"{kind}, {name}", columns=columns, rows=rows, totals=1))
     return tables
 
 

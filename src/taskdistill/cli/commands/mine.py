@@ -110,15 +110,15 @@ def mine(
         relative_margin = RELATIVE_MARGIN
     config, terminal = load_recipe(recipe, overrides or ()), Terminal(quiet)
     settings = MiningSettings(
-        negatives,
-        first,
-        last,
-        margin,
-        relative_margin,
-        max_score,
-        min_score,
-        "random" if pick == "random" else "hardest",
-        config.seed,
+        negatives=negatives,
+        first=first,
+        last=last,
+        margin=margin,
+        relative_margin=relative_margin,
+        max_score=max_score,
+        min_score=min_score,
+        pick="random" if pick == "random" else "hardest",
+        seed=config.seed,
     )
     request = MineRequest(
         source=source,
