@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,8 +118,18 @@ def describe(comparison: DevComparison) -> str:
     )
 
 
+class TaskEncoder(Protocol):
+    """Whatever embeds texts by the name of an adapter."""
+
+    def encode(
+        self, texts: Sequence[str], *, task: str | None, prompt_name: str
+    ) -> NDArray[np.floating]:
+        """Return (n, dim) vectors."""
+        ...
+
+
 def dev_units(
-    encoder: Any, adapter: str | None, task: Task, data: Dataset, dev: Dataset
+    encoder: TaskEncoder, adapter: str | None, task: Task, data: Dataset, dev: Dataset
 ) -> tuple[str, NDArray[np.float64]]:
     """Score the base (adapter None) or an adapter of any model with `encode`.
 
@@ -127,8 +137,7 @@ def dev_units(
     """
 
     def embed(texts: list[str], role: Role = Role.DOCUMENT) -> np.ndarray:
-        vectors: np.ndarray = encoder.encode(texts, task=adapter, prompt_name=role.value)
-        return vectors
+        return encoder.encode(texts, task=adapter, prompt_name=role.value)
 
     if dev.kind is RowKind.SCORED:
         cosine = metrics.paired_cosine(
@@ -148,7 +157,7 @@ def dev_units(
     return "accuracy", (predicted == np.array(labels)).astype(np.float64)
 
 
-def _ranked(embed: Any, task: Task, dev: Dataset) -> NDArray[np.float64]:
+def _ranked(embed: Callable[..., np.ndarray], task: Task, dev: Dataset) -> NDArray[np.float64]:
     """Rank all positives of the development rows, and their hard negatives, for every query."""
     texts = dict.fromkeys(text for row in dev.rows for text in (row.positive, *row.negatives))
     numbers = {text: f"d{i}" for i, text in enumerate(texts)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,24 +123,24 @@ def all_texts(data: SetData) -> list[str]:
     return list(dict.fromkeys(text for texts, _ in data.sides().values() for text in texts))
 
 
-def language(row: dict[str, Any]) -> str:
+def language(row: Mapping[str, object]) -> str:
     """Return the language of a row, empty where it names none."""
     return str(row.get("lang") or "")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Tell whether a JSON value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def varied_rows(
-    name: str, languages: Sequence[str], values: Sequence[Any], noun: str, notes: list[str]
+    name: str, languages: Sequence[str], values: Sequence[Hashable], noun: str, notes: list[str]
 ) -> list[int]:
     """Return the rows of languages with at least two gold values; without, nothing is defined.
 
     Languages that are left out are noted; if all are, the set `name` is refused.
     """
-    distinct: dict[str, set[Any]] = {}
+    distinct: dict[str, set[Hashable]] = {}
     for row_language, value in zip(languages, values, strict=True):
         distinct.setdefault(row_language, set()).add(value)
     constant = {each for each, gold in distinct.items() if len(gold) < 2}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from taskdistill.evaluate.datasets import EvalSelection
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.models.external import ModelSpec
 from taskdistill.evaluate.protocol import Embedder
+from taskdistill.evaluate.records import Results
 from taskdistill.evaluate.runner import evaluate_models
 from taskdistill.evaluate.set_data import RankingData, all_texts
 from taskdistill.evaluate.set_runner import EvalOptions
@@ -99,6 +100,30 @@ class StudentOptions:
     budget: StudentBudget = StudentBudget()
 
 
+class TeacherRow(TypedDict):
+    """A candidate and its student: means over types of sets, and by type."""
+
+    teacher: str
+    dim: int
+    score: float
+    by_type: dict[str, float]
+    student: float
+    student_by_type: dict[str, float]
+    seconds: float
+    """For the student."""
+
+
+class TeacherComparison(TypedDict):
+    """What probe.json holds."""
+
+    teachers: list[TeacherRow]
+    """The best student first."""
+    advice: str
+    effort: dict[str, int]
+    results: Results
+    """Of teachers and students."""
+
+
 class EmbedderTeacher:
     """Any model as a teacher: it is told nothing and reads every text as a document."""
 
@@ -123,14 +148,12 @@ def compare_teachers(
     students: StudentOptions = StudentOptions(),
     environment: Mapping[str, str] | None = None,
     runtime: RuntimeOptions = RuntimeOptions(threads=1),
-) -> dict[str, Any]:
+) -> TeacherComparison:
     """Score candidate teachers and the static student that each would make.
 
     Students, the teachers' vectors and all scores are kept in `out`; run again, it continues.
     `out`: where everything is kept and probe.json is written. `environment`: where keys of
-    endpoints are looked up. `runtime`: of the candidates that are local. Returns `teachers` (for
-    each its score and its student's: mean over types of sets, and by type), `advice` in sentences,
-    and `results` of all of them as `evaluate_models` gives them.
+    endpoints are looked up. `runtime`: of the candidates that are local.
     """
     budget = students.budget
     for spec in specs:
@@ -192,7 +215,7 @@ def compare_teachers(
         if behind
         else None
     )
-    outcome = {
+    outcome: TeacherComparison = {
         "teachers": rows,
         "advice": advice(rows, beyond),
         "effort": vars(budget),
@@ -202,11 +225,12 @@ def compare_teachers(
     return outcome
 
 
-def _row(teacher: Embedder, results: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def _row(teacher: Embedder, results: Results, seconds: float) -> TeacherRow:
     teacher_score, student = (
         results["means"][teacher.name],
         results["means"][f"{teacher.name}{STUDENT}"],
     )
+    assert teacher_score["types"] is not None and student["types"] is not None  # sets were found
     return {
         "teacher": teacher.name,
         "dim": next(iter(results["scores"][teacher.name].values()))["dim"],
@@ -218,7 +242,7 @@ def _row(teacher: Embedder, results: Mapping[str, Any], seconds: float) -> dict[
     }
 
 
-def advice(rows: Sequence[Mapping[str, Any]], beyond: tuple[int, int] | None = None) -> str:
+def advice(rows: Sequence[TeacherRow], beyond: tuple[int, int] | None = None) -> str:
     """Say which teacher to take.
 
     `rows`: of the candidates, the one with the best student first. `beyond`: on how many sets, of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from safetensors.torch import load_file
@@ -56,6 +56,24 @@ class ScoredModel:
     units: Units
 
 
+class MergeResult(TypedDict):
+    """What merging gave, beside the best single model."""
+
+    method: str
+    models: dict[str, float]
+    """Model to its score."""
+    merged_from: list[str]
+    score: float
+    best_single: str
+    difference: list[float]
+    """To the best single model, and the ends of its interval."""
+    p: float
+    kept: bool
+    model: str | None
+    """Where it was written."""
+    told: str
+
+
 def merge(
     places: Sequence[str],
     data: EvalSelection,
@@ -65,15 +83,14 @@ def merge(
     method: str,
     last_weight: float = 0.5,
     runtime: RuntimeOptions = RuntimeOptions(),
-) -> dict[str, Any]:
+) -> MergeResult:
     """Merge models or checkpoints; write the result if it is better than the best of them.
 
     `places`: model folders, or checkpoint folders of a run with a finished model; the last one
     first for `last`. `method`: `last` mixes the first with the mean of the others; `uniform` means
     all; `greedy` adds the next best while the development score does not fall; `spherical` means
     directions. `last_weight`: share of the first with `last`. `runtime`: of the scoring; weights
-    are merged on the CPU. Returns plain data: the score of each model and of the merged one, the
-    difference to the best with its interval, and whether it was kept.
+    are merged on the CPU.
     """
     check_free(out)
     if method not in METHODS:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -63,6 +63,30 @@ class ShrinkRequest:
     seed: int = 17
 
 
+class ShrinkStep(TypedDict):
+    """A model after one step."""
+
+    step: str
+    parameters: int
+    megabytes: float
+    tokens: int
+    cosine: float
+    """Mean cosine to the vectors of the model as it was, on texts that decided nothing."""
+    scores: dict[str, float]
+    """Development set to score."""
+    differences: dict[str, list[float]]
+    """Set to the difference to the model as it was, and the ends of its interval."""
+
+
+class ShrinkResult(TypedDict):
+    """What a smaller model is and costs."""
+
+    model: str
+    rows: list[ShrinkStep]
+    layers: NotRequired[list[int]]
+    """Those that were kept."""
+
+
 def shrink(
     source: str,
     texts: Path,
@@ -72,15 +96,13 @@ def shrink(
     request: ShrinkRequest,
     data: EvalSelection | None = None,
     runtime: RuntimeOptions = RuntimeOptions(),
-) -> dict[str, Any]:
+) -> ShrinkResult:
     """Write a smaller model folder, and say after each step what it has cost.
 
     `source`: model folder, Hub id or `all-MiniLM-L6-v2`. `texts`: file or folder of rows whose
     texts the model is for. `data`: development sets to score each step on; None measures only how
     far vectors move. `runtime`: of the scoring; what is dropped is decided in float32. Returns
-    plain data: a row for the model as it was and for each step, with parameters, megabytes, tokens,
-    layers, the mean cosine to the vectors of the model as it was on texts that decided nothing,
-    scores, and their differences to it with intervals.
+    a row for the model as it was and for each step.
     """
     check_free(out)
     place, dtype = runtime.resolve()
@@ -103,7 +125,7 @@ def shrink(
     prompt, module, facts = (
         model.settings.prompts.get("document", ""),
         model.module,
-        dict[str, Any](),
+        dict[str, list[int]](),
     )
     if isinstance(module, TransformerModel) and (
         request.layers is not None or request.width is not None
@@ -138,7 +160,10 @@ def shrink(
             meta=facts | {"shrunk_from": source_name, "steps": rows},
             inputs={"model": source_hash},
         )
-    return {"model": str(out), "rows": rows, **facts}
+    result: ShrinkResult = {"model": str(out), "rows": rows}
+    if "layers" in facts:
+        result["layers"] = facts["layers"]
+    return result
 
 
 def read_texts(path: Path, languages: Sequence[str] | None = None) -> list[str]:
@@ -233,7 +258,7 @@ class _Meter:
         self.scorer = DevScorer(sets, limit=None, seed=DEV_SEED)
         self.first: DevScores | None = None
 
-    def row(self, step: str, model: Model) -> dict[str, Any]:
+    def row(self, step: str, model: Model) -> ShrinkStep:
         parameters = sum(
             p.numel() for name, p in model.module.named_parameters() if "lora_" not in name
         )
@@ -254,7 +279,7 @@ class _Meter:
         }
 
 
-def _card(name: str, source: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _card(name: str, source: str, rows: Sequence[ShrinkStep]) -> str:
     lines = [
         f"# {name}",
         f"Made from {source} by `taskdistill shrink`, without training.",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from taskdistill.cli.options import AUTO, Device, Dtype, EvalSets, JsonPath, MaxQueries, Quiet, Seed
 from taskdistill.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from taskdistill.workflows.compare_teachers import TeacherRow
 
 
 def register(app: typer.Typer) -> None:
@@ -125,5 +128,5 @@ def compare_teachers(
         copy_result(out / "probe.json", json)
 
 
-def _share(row: dict[str, float]) -> str:
+def _share(row: TeacherRow) -> str:
     return f"{100 * row['student'] / row['score']:.1f} %" if row["score"] > 0 else "-"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from taskdistill.cli.options import AUTO, Device, Dtype, EvalSets, JsonPath, Quiet, Seed
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
+
+if TYPE_CHECKING:
+    from taskdistill.workflows.shrink import ShrinkStep
 
 
 def register(app: typer.Typer) -> None:
@@ -118,7 +120,7 @@ def shrink(
         write_result(json, result)
 
 
-def _score(row: Mapping[str, Any], name: str) -> str:
+def _score(row: ShrinkStep, name: str) -> str:
     value, low, high = (100 * number for number in row["differences"][name])
     return (
         f"{100 * row['scores'][name]:.1f} ({value:+.1f}, {low:+.1f} to {high:+.1f})"
