@@ -97,7 +97,7 @@ def test_an_adapter_is_saved_and_loaded_by_name(family, tmp_path):
     model = tiny.student(family)
     config = tiny.add_adapter(model, "retrieval", dropout=0.1)
     wanted = vectors(model, "retrieval")
-    save_adapter(model.backbone, "retrieval", config, tmp_path, "tiny")
+    save_adapter(model.backbone, "retrieval", config, tmp_path, base_name="tiny")
     fields = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (fields["r"], fields["lora_alpha"], fields["peft_type"]) == (4, 8, "LORA")
     assert fields["base_model_name_or_path"] == "tiny" and fields["inference_mode"] is True

@@ -50,12 +50,14 @@ def product_average(
     rank = a[0].shape[0]
     tall = torch.cat([w * factor for w, factor in zip(weights, b, strict=True)], dim=1).double()
     wide = torch.cat(a, dim=0).double()
+    # The mean of products has at most as many directions as all factors together. With the factors'
+    # QR only their small triangles need an SVD, never the matrix of the size of the weights.
     q_tall, r_tall = torch.linalg.qr(tall)
     q_wide, r_wide = torch.linalg.qr(wide.T)
     u, s, vt = torch.linalg.svd(r_tall @ r_wide.T)
-    used = min(
-        rank, len(s)
-    )  # a map with fewer rows or columns than the rank leaves the rest of the factors at zero
+    # A map with fewer rows or columns than the rank leaves the rest of the factors at zero.
+    used = min(rank, len(s))
+    # The root on both sides, so that neither factor is large where the other is small.
     root, new_a, new_b = s[:used].sqrt(), torch.zeros_like(a[0]), torch.zeros_like(b[0])
     new_a[:used] = root[:, None] * (vt[:used] @ q_wide.T)
     new_b[:, :used] = (q_tall @ u[:, :used]) * root

@@ -75,6 +75,7 @@ def write_model(
         fill_folder(folder, model)
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        # Settings hold ids that are made of the files, so the files have to stand first.
         model.files = fingerprint_files(folder)
         model.settings = replace(
             model.settings, space_id=model.space_id, former_space_ids=[base_space_id(model)]
@@ -299,6 +300,7 @@ def save_backbone(module: TransformerModel, folder: Path) -> None:
     """
     tensors, seen = {}, set()
     for name, tensor in module.backbone.state_dict(keep_vars=True).items():
+        # Tied tensors are written once, for safetensors refuses shared memory.
         if "lora_" in name or tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())

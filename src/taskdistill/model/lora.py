@@ -175,7 +175,7 @@ def adapter_parameters(backbone: nn.Module, task: str) -> dict[str, nn.Parameter
 
 
 def save_adapter(
-    backbone: nn.Module, task: str, config: LoraConfig, folder: Path, base_name: str
+    backbone: nn.Module, task: str, config: LoraConfig, folder: Path, *, base_name: str
 ) -> None:
     """Write an adapter in peft's format.
 

@@ -94,6 +94,7 @@ def narrow(module: TransformerModel, ids: Sequence[np.ndarray], width: int) -> N
             hook.remove()
     for (ins, back), total in zip(parts, sums, strict=True):
         chosen = (total * back.weight.detach().norm(dim=0).cpu()).topk(width).indices.sort().values
+        # Fused maps make gates and values, one block behind the other: the same neurons of both.
         halves = torch.cat([chosen, chosen + back.in_features])
         for linear in ins:
             _slice(linear, halves if linear.out_features == 2 * back.in_features else chosen, 0)

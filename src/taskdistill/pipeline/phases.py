@@ -147,6 +147,7 @@ def train_phases(run: RunContext, student: Model) -> Model:
 
     `run`: its teacher stores are filled. `student`: its weights change; the model that is returned.
     """
+    # The projection is drawn next: the same, whatever an earlier command has already finished.
     torch.manual_seed(torch_seed(run.recipe.seed))
     phases = _StudentPhases(run, student)
     phases.train_base()
@@ -211,7 +212,7 @@ class _StudentPhases:
             phase = replace(self._with_teachers(phase), kept_rows=frozen_rows)
             if regresses and not fitted:
                 init = stage1.projection_init
-                start_projection(run, phase, self.student, projection, self.dims, init)
+                start_projection(run, phase, self.student, projection, dims=self.dims, init=init)
                 fitted = True
             validation = make_validation(run, self.student, name, self.inference)
             # Every process trains; the first one alone writes, after all of them are through.
@@ -220,7 +221,9 @@ class _StudentPhases:
         if not fitted:
             # Adapters' distillation and the queries of another model's index go through it as well.
             with self.inference():
-                start_projection(run, phase, self.student, projection, self.dims, "least_squares")
+                start_projection(
+                    run, phase, self.student, projection, dims=self.dims, init="least_squares"
+                )
 
     def train_adapters(self) -> None:
         base_hash = weights_hash(self.module.backbone)
@@ -240,6 +243,7 @@ class _StudentPhases:
         self._set_theta(settings)
         torch.manual_seed(torch_seed(run.recipe.seed))
         projection = self.projection
+        # A copy: every adapter begins with the base's projection, not with its predecessor's.
         if projection is not None and settings.train_projection:
             trained_projection = Projection(self.module.embedding_dim, projection.weight.shape[0])
             trained_projection.load_state_dict(projection.state_dict())

@@ -38,6 +38,7 @@ def start_projection(
     phase: Phase,
     student: Model,
     projection: Projection | None,
+    *,
     dims: Sequence[int],
     init: str,
 ) -> None:
@@ -56,6 +57,7 @@ def start_projection(
             folder, run, phase, student, dims, "rotation" if init == "rotation" else "least_squares"
         ),
     )
+    # Read back by the first process too: all of them start from what the file holds.
     with run.processes.together():
         open_folder(folder, KIND, "delete this folder to fit the projection again")
         tensors = load_file(folder / "weights.safetensors")

@@ -124,6 +124,7 @@ def phase_fingerprint(recipe: Recipe, name: str) -> dict[str, Any]:
     choose the weights.
     """
     phases = recipe.phases()
+    # An adapter stands on the base alone: other adapters may come, go and change.
     is_adapter = name.startswith("adapters.")
     before = ("stage1", "long") if is_adapter else ("stage1",) if name == "long" else ()
     names = [each for each in (*before, name) if each in phases]
@@ -193,7 +194,8 @@ def write_recipe(recipe: Recipe, out: Path) -> None:
             earlier = parse_recipe(raw)
         except BadInput:  # written by a version that knew other keys
             earlier = None
-        _refuse_other_weights(recipe, out, earlier, flatten(raw), flatten(yaml.safe_load(text)))
+        now = flatten(yaml.safe_load(text))
+        _refuse_other_weights(recipe, out, earlier=earlier, before=flatten(raw), now=now)
         if earlier is not None and dump_recipe(earlier) != earlier_text:
             raise BadInput(
                 f"{path} is not as this program wrote it, and would be written anew; "
@@ -205,6 +207,7 @@ def write_recipe(recipe: Recipe, out: Path) -> None:
 def _refuse_other_weights(
     recipe: Recipe,
     out: Path,
+    *,
     earlier: Recipe | None,
     before: Mapping[str, Any],
     now: Mapping[str, Any],

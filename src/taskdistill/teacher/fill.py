@@ -86,7 +86,7 @@ def fill_store(
     store.folder.parent.mkdir(parents=True, exist_ok=True)
     with writer_lock(store.lock_path) as notes:
         notes += _clean(store)
-        store.refresh()
+        store.refresh()  # another process may have filled it while this one waited for the lock
         requested = distinct[store.locate_keys(keys[distinct]) < 0]
         known = distinct[store.locate_keys(keys[distinct]) >= 0]
         recheck = _before(
@@ -137,6 +137,8 @@ class _Filling:
 
     def add(self, places: npt.NDArray[np.int64]) -> None:
         """Embed one shard's texts and write it; what a failing teacher already gave is kept."""
+        # Texts of like length stand together, so that a teacher that pads computes little in vain;
+        # the longest first, so that memory runs out at once or not at all.
         by_length = places[np.argsort([-len(self.texts[i]) for i in places], kind="stable")]
         size = PIECE_ROWS if self.recheck is None else PIECE_ROWS - SAMPLES
         pieces: list[npt.NDArray[np.float32]] = []
@@ -145,10 +147,11 @@ class _Filling:
             for start in range(0, len(by_length), size):
                 pieces.append(self._embed(by_length[start : start + size]))
                 self._refuse_equal(by_length, pieces)
+                # A piece is asked about again along with the next one, so the last is not yet sure.
                 confirmed = len(pieces) if self.recheck is None else len(pieces) - 1
             self._confirm(retry=True)
         except (WorkFailed, KeyboardInterrupt) as error:
-            confirmed = min(confirmed, len(pieces))
+            confirmed = min(confirmed, len(pieces))  # none are left if all vectors were one
             if not isinstance(error, Disagreement) and confirmed < len(pieces):
                 with suppress(WorkFailed, BadInput):
                     self._confirm(retry=False)

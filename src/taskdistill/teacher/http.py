@@ -150,6 +150,8 @@ class HttpTeacher:
             try:
                 return self._request(texts)
             except _Retryable as fault:
+                # Drawn at random, so that parallel requests that failed together do not come back
+                # together.
                 least = min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 1)) * random.uniform(
                     0.5, 1.0
                 )
@@ -214,6 +216,7 @@ class HttpTeacher:
             self._idle.append(line)
             return response.status_code, response.headers, b"".join(parts)
         except BaseException:
+            # Half a reply may still be on the wire: the connection is of no use to anybody else.
             line.client.close()
             raise
 
@@ -257,6 +260,7 @@ class _Line:
 
     def _cut(self) -> None:
         if self._socket is not None:
+            # A copy of the descriptor, for closing this socket must not close that of httpx.
             with suppress(OSError), socket.socket(fileno=os.dup(self._socket.fileno())) as same:
                 same.shutdown(socket.SHUT_RDWR)
 

@@ -151,7 +151,7 @@ def broken(folder: Path, name: str, fault: str) -> BadInput:
     )
 
 
-def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors, store: str) -> Shard:
+def write_shard(folder: Path, number: int, *, keys: Keys, vectors: Vectors, store: str) -> Shard:
     """Write a shard; it exists once its JSON file does."""
     parts = {"vectors": _npy(vectors), "keys": _npy(keys.view(np.uint8).reshape(len(keys), -1))}
     files: dict[str, FileFacts] = {
@@ -166,6 +166,7 @@ def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors, store: 
         files=files,
         store=store,
     )
+    # The JSON file last: until it stands, the arrays are leftovers that the next writer removes.
     for part, data in parts.items():
         write_file(shard._path(part), data)
     fields = {

@@ -151,6 +151,7 @@ class TeacherStore:
                 f" {self.folder}; fill it with them first"
             )
         out = np.empty((len(rows), self.embedding_dim or 0), np.float16)
+        # Shard by shard, and ascending within each, so that a memory-mapped file is read forwards.
         order = np.argsort(rows, kind="stable")
         cuts = np.searchsorted(rows[order], self._offsets)
         for shard, offset, start, stop in zip(
@@ -195,7 +196,11 @@ class TeacherStore:
             max((int(path.stem) for path in shard_files(self.folder / "shards")), default=-1) + 1
         )
         write_shard(
-            self.folder / "shards", number, keys, vectors, sha256_file(self.folder / MANIFEST)
+            self.folder / "shards",
+            number,
+            keys=keys,
+            vectors=vectors,
+            store=sha256_file(self.folder / MANIFEST),
         )
 
     def check(self) -> list[str]:

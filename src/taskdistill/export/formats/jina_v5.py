@@ -68,7 +68,7 @@ class JinaV5Layout:
         base = code if model.name.startswith("jinaai/") else Path(model.name).name
         for task, config in model.adapter_configs.items():
             config = replace(config, exclude_modules=None)
-            save_adapter(module.backbone, task, config, folder / "adapters" / task, base)
+            save_adapter(module.backbone, task, config, folder / "adapters" / task, base_name=base)
         write_tokenizer(folder, model, PROMPTS)
         if (model.source / SPECIAL_TOKENS).is_file():
             shutil.copyfile(model.source / SPECIAL_TOKENS, folder / SPECIAL_TOKENS)
