@@ -150,7 +150,7 @@ def encode(kind: str, source: str, out: str, *, threads: int) -> dict[str, float
     )
     encoder.encode(["warm", "up"])
     loaded, begin = resident_memory(), time.perf_counter()
-    counts = encode_file(encoder, TextSource(source), Path(out), task=None, prompt_name="document")
+    counts = encode_file(encoder, TextSource(source), Path(out), {})
     return {
         "texts": counts.used,
         "seconds": time.perf_counter() - begin,

@@ -21,7 +21,7 @@ from helpers import tiny
 
 from taskdistill.cli.main import run
 from taskdistill.encode import corpus
-from taskdistill.encode.corpus import encode_corpus
+from taskdistill.encode.corpus import ShardWorkers, encode_corpus
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.shards import finished, shard_files
 from taskdistill.encode.texts import EncodeStats, TextReader
@@ -169,10 +169,16 @@ def test_another_job_in_the_same_folder_is_refused_with_the_difference(folder, t
     with pytest.raises(BadInput, match="save standard input to one"):
         encode_corpus(str(folder), TextSource("-"), tmp_path / "new", ASKED)
     with pytest.raises(BadInput, match="at least 1"):
-        encode_corpus(str(folder), TextSource(str(source)), tmp_path / "new", ASKED, processes=0)
+        encode_corpus(
+            str(folder), TextSource(str(source)), tmp_path / "new", ASKED, ShardWorkers(processes=0)
+        )
     with pytest.raises(BadInput, match="device cuda:7 is not here"):
         encode_corpus(
-            str(folder), TextSource(str(source)), tmp_path / "new", ASKED, devices=["cuda:7"]
+            str(folder),
+            TextSource(str(source)),
+            tmp_path / "new",
+            ASKED,
+            ShardWorkers(devices=["cuda:7"]),
         )
     jsonl(source, ["", " "])
     with pytest.raises(BadInput, match="no row with a usable text"):
@@ -186,7 +192,12 @@ def test_another_job_in_the_same_folder_is_refused_with_the_difference(folder, t
 def test_two_processes_give_the_vectors_of_one(folder, expected, tmp_path):
     source = jsonl(tmp_path / "in.jsonl", TEXTS)
     counts = encode_corpus(
-        str(folder), TextSource(str(source)), tmp_path / "out", ASKED, shard_rows=10, processes=2
+        str(folder),
+        TextSource(str(source)),
+        tmp_path / "out",
+        ASKED,
+        ShardWorkers(processes=2),
+        shard_rows=10,
     )
     assert counts.used == 53
     rows, vectors = VectorFolder(tmp_path / "out").load()
@@ -205,8 +216,8 @@ def test_a_fault_in_a_worker_is_told_and_finished_shards_are_kept(
             TextSource(str(source)),
             tmp_path / "out",
             asked,
+            ShardWorkers(processes=processes),
             shard_rows=3,
-            processes=processes,
         )
     assert not (tmp_path / "out" / "taskdistill.json").exists()
     kept = [number for number in range(4) if finished(tmp_path / "out", number)]
@@ -228,9 +239,8 @@ def test_other_ways_to_run_shards_are_handed_the_same_job(folder, tmp_path):
         TextSource(str(source)),
         tmp_path / "out",
         ASKED,
+        ShardWorkers(processes=2, execute=execute),
         shard_rows=2,
-        processes=2,
-        execute=execute,
     )
     assert seen == [([0, 1, 2], ["cpu", "cpu"], 2)] and counts.used == 6
     assert VectorFolder(tmp_path / "out").load()[0].tolist() == list(range(6))
@@ -320,9 +330,8 @@ def test_a_worker_that_is_killed_is_told(folder, tmp_path):
             TextSource(str(source)),
             tmp_path / "out",
             ASKED,
+            ShardWorkers(processes=2, execute=killing),
             shard_rows=10,
-            processes=2,
-            execute=killing,
         )
     assert all(isinstance(finished(tmp_path / "out", number), EncodeStats) for number, _ in results)
 
@@ -405,10 +414,8 @@ def test_two_ray_workers_give_the_vectors_of_one(folder, expected, tmp_path):
             TextSource(str(source)),
             tmp_path / "out",
             ASKED,
+            ShardWorkers(processes=2, threads=1, execute=run_ray),
             shard_rows=10,
-            processes=2,
-            threads=1,
-            execute=run_ray,
         )
     finally:
         ray.shutdown()

@@ -34,7 +34,7 @@ from taskdistill.ablate.experiment import MATCHED, TEACHER, _match_costs, _score
 from taskdistill.ablate.phases import Hyperparameters
 from taskdistill.ablate.training_run import RESULT, TrainingRun, result_of
 from taskdistill.data.sources import load_source
-from taskdistill.encode.corpus import encode_corpus
+from taskdistill.encode.corpus import ShardWorkers, encode_corpus
 from taskdistill.encode.shards import finished
 from taskdistill.encode.vectors import VectorFolder
 from taskdistill.errors import BadInput
@@ -194,8 +194,8 @@ def vectors(home: Path) -> Path:
         TextSource(str(home / "in.txt")),
         home / "vectors",
         {"precision": "float32"},
+        ShardWorkers(threads=1),
         shard_rows=10,
-        threads=1,
     )
     return home / "vectors"
 

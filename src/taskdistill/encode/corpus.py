@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,30 @@ is done.
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardWorkers:
+    """Who encodes the shards of a corpus."""
+
+    processes: int = 1
+    """Each loads the model and holds one shard's texts and vectors."""
+    devices: Sequence[str] = (AUTO,)
+    """Where they run, in turn; `auto` stands for every accelerator and `cuda` for every GPU."""
+    backend: str = Backend.TORCH.value
+    dtype: str = AUTO
+    threads: int | None = None
+    """Of each process; None shares the cores of this machine among them."""
+    execute: Execute | None = None
+    """How shards are run; None for processes of this machine."""
+
+
 def encode_corpus(
     model: str,
     source: TextSource,
     out: Path,
     options: EncodeOptions,
+    workers: ShardWorkers | None = None,
     *,
-    processes: int = 1,
     shard_rows: int = SHARD_ROWS,
-    devices: Sequence[str] = (AUTO,),
-    backend: str = Backend.TORCH.value,
-    dtype: str = AUTO,
-    threads: int | None = None,
-    execute: Execute | None = None,
     opened: Callable[[Encoder], None] | None = None,
     progress: Progress | None = None,
 ) -> EncodeStats:
@@ -63,14 +75,13 @@ def encode_corpus(
     Run again after any interruption, it encodes the shards that are missing and no other. The
     folder gets its manifest last; `VectorFolder` reads it as one. `model`: model folder, Hub id or
     `all-MiniLM-L6-v2`. `source`: the file; standard input cannot be read by several workers.
-    `options`: arguments of `Encoder.encode`, with one task. `processes`: workers; each loads the
-    model and holds one shard's texts and vectors. `devices`: where workers run, in turn; `auto`
-    stands for every accelerator and `cuda` for every GPU. `threads`: threads of each worker; None
-    shares the cores of this machine among them. `execute`: how shards are run; None for processes
-    of this machine. `opened`: called with the model, loaded, before any row is encoded. `progress`:
+    `options`: arguments of `Encoder.encode`, with one task. `workers`: None for this process alone.
+    `opened`: called with the model, loaded, before any row is encoded. `progress`:
     called with (rows done, rows in all). Returns what became of every row, those of earlier runs
     included. Raises BadInput if an argument cannot be used, or the folder holds another job.
     """
+    workers = workers or ShardWorkers()
+    processes, execute = workers.processes, workers.execute
     if source.path == "-":
         raise BadInput(
             "a folder of shards needs a file that can be read again after an interruption; save"
@@ -79,7 +90,10 @@ def encode_corpus(
     if processes < 1 or shard_rows < 1:
         raise BadInput(f"processes {processes} and shard_rows {shard_rows} must be at least 1")
     names = assign_devices(
-        [CPU.type] if list(devices) == [AUTO] and runs_on_cpu(backend) else devices, processes
+        [CPU.type]
+        if list(workers.devices) == [AUTO] and runs_on_cpu(workers.backend)
+        else workers.devices,
+        processes,
     )
     job = ShardJob(
         model=model,
@@ -87,9 +101,9 @@ def encode_corpus(
         folder=out,
         shard_rows=shard_rows,
         asked=options,
-        backend=backend,
-        dtype=dtype,
-        threads=threads or max(1, cores() // processes),
+        backend=workers.backend,
+        dtype=workers.dtype,
+        threads=workers.threads or max(1, cores() // processes),
     )
     if not isinstance(options.get("task"), str | None):
         raise BadInput(

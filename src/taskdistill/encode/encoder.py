@@ -62,16 +62,11 @@ class Encoder(ModelProperties):
     ) -> None:
         """Wrap a model in memory, where it is; `Encoder.load` reads one from a folder.
 
-        Args:
-            threads: Workers on a CPU; None for the cores of this machine.
-            token_budget: Tokens of one batch; None for what suits the device and its free memory.
-            default_task: Task of a call that names none.
-            compute: Arithmetic of the passes by autocast, for a model whose weights must stay as
-                they are; None for that of the weights.
-
-        Raises:
-            BadInput: If the model has no adapter for the default task, or cannot run in the back
-                end.
+        `threads`: workers on a CPU; None for the cores of this machine. `token_budget`: tokens of
+        one batch; None for what suits the device and its free memory. `default_task`: task of a
+        call that names none. `compute`: arithmetic of the passes by autocast, for a model whose
+        weights must stay as they are; None for that of the weights. Raises BadInput if the model
+        has no adapter for the default task, or cannot run in the back end.
         """
         self.model = model
         self.default_task = default_task
@@ -108,21 +103,17 @@ class Encoder(ModelProperties):
     ) -> Encoder:
         """Read a model folder.
 
-        Args:
-            model: Our model folder, one in the published jina-v5 layout, any sentence-transformers
-                folder, a Hub id, or `all-MiniLM-L6-v2` (embedded).
-            threads: Workers on a CPU; None for the cores of this machine.
-            token_budget: Tokens of one batch; None for what suits the device and its free memory.
-            default_task: Task of a call that names none.
-            backend: torch, int8 (rounded weights and inputs: other vectors, see
-                `encode.check.int8_cosines`), onnxruntime, openvino, or auto, the fastest that gives
-                the model's own vectors.
-            calibration: Texts like those to be encoded, for int8; None for fixed ones.
-            device: auto (an accelerator where there is one; the CPU for static models and other
-                back ends), or any that torch knows.
-            dtype: Arithmetic of the weights: bfloat16 or float16 where the hardware has it; auto is
-                float32 everywhere.
-            trust_remote_code: Whether code named by the folder may run.
+        `model`: our model folder, one in the published jina-v5 layout, any sentence-transformers
+        folder, a Hub id, or `all-MiniLM-L6-v2` (embedded). `threads`: workers on a CPU; None for
+        the cores of this machine. `token_budget`: tokens of one batch; None for what suits the
+        device and its free memory. `default_task`: task of a call that names none. `backend`:
+        torch, int8 (rounded weights and inputs: other vectors, see `encode.check.int8_cosines`),
+        onnxruntime, openvino, or auto, the fastest that gives the model's own vectors.
+        `calibration`: texts like those to be encoded, for int8; None for fixed ones. `device`: auto
+        (an accelerator where there is one; the CPU for static models and other back ends), or any
+        that torch knows. `dtype`: arithmetic of the weights: bfloat16 or float16 where the hardware
+        has it; auto is float32 everywhere. `trust_remote_code`: whether code named by the folder
+        may run.
         """
         (place, kind), folder = choose_place(device, dtype, backend), resolve(model)
         loaded = read_model(folder, trust_remote_code=trust_remote_code)
@@ -171,25 +162,15 @@ class Encoder(ModelProperties):
         (section 3.1).
 
         Texts longer than the model reads are cut with the warning `Truncated`, unless the call
-        chose the limit itself.
-
-        Args:
-            task: Adapter to use; None for the base; or a list with one a text, which are encoded
-                task by task.
-            prompt_name: Which of the model's prompts goes before every text; None is read as
-                `document`.
-            truncate_dim: Keep only the first coordinates, then scale to unit length.
-            precision: float32, float16, int8 (by the model's stored ranges) or binary (packed sign
-                bits).
-            max_length: Most tokens of one text; None for the model's.
-            progress: Called with (texts done, texts in all).
-            refuse_truncation: Whether a text longer than `max_length` is an error.
-
-        Returns:
-            `(n, dim)` of float32, float16 or int8, or `(n, ceil(dim / 8))` of uint8 for binary.
-
-        Raises:
-            BadInput: If an argument is not one that this model knows, or a text has no token.
+        chose the limit itself. `task`: adapter to use; None for the base; or a list with one a
+        text, which are encoded task by task. `prompt_name`: which of the model's prompts goes
+        before every text; None is read as `document`. `truncate_dim`: keep only the first
+        coordinates, then scale to unit length. `precision`: float32, float16, int8 (by the model's
+        stored ranges) or binary (packed sign bits). `max_length`: most tokens of one text; None for
+        the model's. `progress`: called with (texts done, texts in all). `refuse_truncation`:
+        whether a text longer than `max_length` is an error. Returns `(n, dim)` of float32, float16
+        or int8, or `(n, ceil(dim / 8))` of uint8 for binary. Raises BadInput if an argument is not
+        one that this model knows, or a text has no token.
         """
         result = self.encode_reporting(
             texts,
@@ -223,11 +204,8 @@ class Encoder(ModelProperties):
     ) -> EncodedTexts:
         """Encode as `encode` does, and say which texts were cut.
 
-        Returns:
-            The vectors, and for each text whether its end was cut, `(n,)` of bool.
-
-        Raises:
-            BadInput: As `encode`.
+        Returns the vectors, and for each text whether its end was cut, `(n,)` of bool. Raises
+        BadInput as `encode`.
         """
         if isinstance(texts, str):
             raise BadInput("encode takes a list of texts, got one string; put it into a list")
@@ -252,12 +230,8 @@ class Encoder(ModelProperties):
         """Encode a stream in bounded memory; the next texts are read and tokenised while the ones
         before are encoded.
 
-        Args:
-            progress: Called with (texts done, texts read so far).
-            **options: See `encode`; one task for all.
-
-        Yields:
-            Vectors of the next texts, in order.
+        `progress`: called with (texts done, texts read so far). `**options`: see `encode`; one task
+        for all. Yields vectors of the next texts, in order.
         """
         for encoded in self.stream_reporting(
             chunks_of(texts, window), progress=progress, **options
@@ -273,15 +247,9 @@ class Encoder(ModelProperties):
     ) -> Iterator[EncodedTexts]:
         """Encode chunk after chunk, as `encode_stream`.
 
-        Args:
-            progress: Called with (texts done, texts read so far).
-            **options: See `encode`; one task for all.
-
-        Yields:
-            Vectors of each chunk, and which of its texts were cut.
-
-        Raises:
-            BadInput: As `encode`.
+        `progress`: called with (texts done, texts read so far). `**options`: see `encode`; one task
+        for all. Yields vectors of each chunk, and which of its texts were cut. Raises BadInput as
+        `encode`.
         """
         if not isinstance(options.get("task"), str | None):
             raise BadInput(
@@ -298,14 +266,8 @@ class Encoder(ModelProperties):
     ) -> np.ndarray:
         """Encode texts that are tokens already, prompt and special tokens included.
 
-        Args:
-            ids: Token ids of each text, none longer than `max_length`.
-
-        Returns:
-            float32 `(n, D)`; unit rows unless `pooled`.
-
-        Raises:
-            BadInput: If a text has no token or too many.
+        `ids`: token ids of each text, none longer than `max_length`. Returns float32 `(n, D)`; unit
+        rows unless `pooled`. Raises BadInput if a text has no token or too many.
         """
         if longest := max((len(row) for row in ids), default=0):
             check_limit(longest, self.max_length)
@@ -317,11 +279,8 @@ class Encoder(ModelProperties):
     def token_states(self, ids: np.ndarray, *, task: str | None = None) -> torch.Tensor:
         """Give the state of every token of one text, from a single pass, in the back end torch.
 
-        Args:
-            ids: Its token ids, at most `max_length`.
-
-        Returns:
-            `(tokens, D)` on the CPU, before pooling.
+        `ids`: its token ids, at most `max_length`. Returns `(tokens, D)` on the CPU, before
+        pooling.
         """
         check_limit(len(ids), self.max_length)
         with self._runner.turn(self.choose_task(task)), torch.inference_mode():
@@ -330,14 +289,9 @@ class Encoder(ModelProperties):
     def prompt_text(self, prompt_name: str | None) -> str:
         """Look up a prompt.
 
-        Args:
-            prompt_name: Its name; None is read as `document`.
-
-        Returns:
-            The text put before an input; empty for a model without prompts.
-
-        Raises:
-            BadInput: If the model has prompts but none of this name.
+        `prompt_name`: its name; None is read as `document`. Returns the text put before an input;
+        empty for a model without prompts. Raises BadInput if the model has prompts but none of this
+        name.
         """
         name = prompt_name or Role.DOCUMENT.value
         if not self.prompts and name in tuple(Role):
@@ -351,15 +305,9 @@ class Encoder(ModelProperties):
     def choose_task(self, task: str | None) -> str | None:
         """Check a task, or choose the default one.
 
-        Args:
-            task: Name of an adapter, or None.
-
-        Returns:
-            The adapter to use; None for the base.
-
-        Raises:
-            BadInput: If the model has no such adapter, or needs a task and neither the call nor
-                `default_task` names one.
+        `task`: name of an adapter, or None. Returns the adapter to use; None for the base. Raises
+        BadInput if the model has no such adapter, or needs a task and neither the call nor
+        `default_task` names one.
         """
         chosen = self.default_task if task is None else task
         if chosen is None and self.model.settings.task_required:
@@ -380,14 +328,8 @@ class Encoder(ModelProperties):
     def project(self, vectors: np.ndarray) -> np.ndarray:
         """Carry base vectors into the teacher's space through the stored projection.
 
-        Args:
-            vectors: float32 `(n, D)`, or prefixes `(n, k)`.
-
-        Returns:
-            float32 `(n, T)`, unit rows.
-
-        Raises:
-            BadInput: If the model folder holds no projection.
+        `vectors`: float32 `(n, D)`, or prefixes `(n, k)`. Returns float32 `(n, T)`, unit rows.
+        Raises BadInput if the model folder holds no projection.
         """
         if self.model.projection is None:
             raise BadInput(

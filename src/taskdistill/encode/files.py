@@ -13,12 +13,13 @@ import numpy as np
 
 from taskdistill.encode.encoder import WINDOW, Encoder
 from taskdistill.encode.long_text_files import LongTextOptions, encode_long
-from taskdistill.encode.runner import EncodeOptions, Progress
+from taskdistill.encode.runner import EncodeOptions, PassOptions, Progress
 from taskdistill.encode.texts import EncodeStats, TextReader, nothing_usable
 from taskdistill.errors import BadInput
 from taskdistill.io.outputs import check_output, output
 from taskdistill.io.records import TextSource
 from taskdistill.io.vector_files import OURS, WRITERS, Writer
+from taskdistill.types import Precision
 
 LONG_WINDOW = 256
 """Texts held at once where each may be long and have many vectors."""
@@ -28,13 +29,8 @@ def encode_file(
     encoder: Encoder,
     source: TextSource,
     out: Path,
+    options: EncodeOptions,
     *,
-    task: str | None,
-    prompt_name: str,
-    truncate_dim: int | None = None,
-    precision: str = "float32",
-    max_length: int | None = None,
-    refuse_truncation: bool = False,
     long: LongTextOptions | None = None,
     progress: Progress | None = None,
     window: int = WINDOW,
@@ -44,10 +40,10 @@ def encode_file(
     Rows without a usable text are rejected and counted, and have no vector; .parquet and .jsonl
     outputs name each vector's row, so that nothing shifts. A .npy output is refused if a row had to
     be rejected, or has a vector for each chunk. `source`: where the texts are. `out`: .npy,
-    .parquet or .jsonl; written beside and renamed. `refuse_truncation`: whether a text that is too
-    long is an error. `long`: how texts longer than the model reads are read whole; None cuts their
-    ends. `max_length` is then the length of one pass. `progress`: called with (rows encoded, rows
-    read so far). Raises BadInput if input or output cannot be used; nothing is written then.
+    .parquet or .jsonl; written beside and renamed. `options`: as for `Encoder.encode`. `long`: how
+    texts longer than the model reads are read whole; None cuts their ends; `max_length` is then the
+    length of one pass. `progress`: called with (rows encoded, rows read so far). Raises BadInput if
+    input or output cannot be used; nothing is written then.
     """
     if out.suffix not in WRITERS:
         raise BadInput(
@@ -55,7 +51,7 @@ def encode_file(
         )
     if not out.parent.is_dir():
         raise BadInput(f"{out.parent} is no folder; make it first or give another --out")
-    if long is not None and refuse_truncation:
+    if long is not None and options.get("refuse_truncation"):
         raise BadInput(
             "refuse_truncation has no effect where texts are read whole, in windows or chunks;"
             " leave one of them out"
@@ -70,15 +66,7 @@ def encode_file(
     texts = rows.take(counts)
     with closing(rows), output(out, OURS[out.suffix]) as beside:
         writer: Writer | None = None
-        options: EncodeOptions = {
-            "task": task,
-            "prompt_name": prompt_name,
-            "truncate_dim": truncate_dim,
-            "precision": precision,
-            "max_length": max_length,
-        }
         if long is None:
-            options["refuse_truncation"] = refuse_truncation
             parts = _cut(encoder, texts, window, options, progress)
         else:
             parts = _whole(encoder, texts, min(window, LONG_WINDOW), long, options, progress)
@@ -149,10 +137,20 @@ def _whole(
     progress: Progress | None,
 ) -> Iterator[_FilePart]:
     """Encode texts whole, however long."""
-    done = 0
+    done, task = 0, options.get("task")
+    if not isinstance(task, str | None):
+        raise BadInput("a file has one task for all its texts")
+    passes = PassOptions(
+        prompt_name=options.get("prompt_name"),
+        truncate_dim=options.get("truncate_dim"),
+        precision=options.get("precision", Precision.FLOAT32.value),
+        max_length=options.get("max_length"),
+    )
     while chunk := list(islice(texts, size)):
         report = None if progress is None else _after(progress, done)
-        result = encode_long(encoder, [text for _, text in chunk], long, progress=report, **options)  # type: ignore[arg-type, misc]
+        result = encode_long(
+            encoder, [text for _, text in chunk], long, task=task, progress=report, **passes
+        )
         rows = np.array([row for row, _ in chunk])[result.texts]
         yield _FilePart(
             rows=rows,

@@ -6,17 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 import torch
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.encode.output_format import resolve_output
+from taskdistill.encode.output_format import OutputFormat, resolve_output
+from taskdistill.encode.runner import PassOptions, VectorOptions
 from taskdistill.errors import BadInput
 from taskdistill.model.student import TransformerModel
 from taskdistill.quantization import normalize
 from taskdistill.tasks import Role
 from taskdistill.types import Pooling, Precision
+
+_DOCUMENT = Role.DOCUMENT.value
 
 TOKENS_AT_ONCE = 1 << 18
 """Tokens of documents whose windows are encoded together."""
@@ -92,12 +96,9 @@ def encode_chunks(
     *,
     spans: Sequence[tuple[int, int]] | None = None,
     chunk_tokens: int = 256,
-    task: str | None = None,
-    prompt_name: str | None = Role.DOCUMENT.value,
-    truncate_dim: int | None = None,
-    precision: str = Precision.FLOAT32.value,
-    max_length: int | None = None,
     overlap: int | None = None,
+    task: str | None = None,
+    **options: Unpack[PassOptions],
 ) -> ChunkVectors:
     """Encode the chunks of a document so that each has seen the rest of it: one pass, then pooling
     chunk by chunk.
@@ -110,9 +111,9 @@ def encode_chunks(
         spans: Extents of the chunks in characters, each not empty; None cuts after every
             `chunk_tokens` tokens.
         chunk_tokens: Tokens of a chunk if no spans are given.
-        max_length: Tokens of one pass; None for the model's.
         overlap: Tokens that a pass reads again as context where the document needs several; None
             for an eighth of a pass.
+        **options: As for `Encoder.encode`; `max_length` is in tokens of one pass.
 
     Returns:
         Vectors and extents of the chunks, in order.
@@ -121,11 +122,9 @@ def encode_chunks(
         BadInput: If the text has no token, or a span or size is outside what there is.
     """
     task = encoder.choose_task(task)
-    shape = resolve_output(
-        encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision, prompt_name
-    )
-    document = _document(encoder, text, prompt_name)
-    room = _room(encoder, document, max_length)
+    shape = _shape(encoder, task, options)
+    document = _document(encoder, text, options.get("prompt_name", _DOCUMENT))
+    room = _room(encoder, document, options.get("max_length"))
     again = room // 8 if overlap is None else overlap
     if not 0 <= again < room:
         raise BadInput(
@@ -162,10 +161,8 @@ def encode_windows(
     window: int | None = None,
     overlap: int = 0,
     task: str | None = None,
-    prompt_name: str | None = Role.DOCUMENT.value,
-    truncate_dim: int | None = None,
-    precision: str = Precision.FLOAT32.value,
     progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[VectorOptions],
 ) -> WindowVectors:
     """Encode documents of any length: windows of tokens encoded apart, their unit vectors averaged
     by length.
@@ -177,6 +174,7 @@ def encode_windows(
             reads.
         overlap: Tokens that a window shares with the one before.
         progress: Called with (documents done, documents in all).
+        **options: As for `Encoder.encode`.
 
     Raises:
         BadInput: If a text has no token, or the window or overlap leaves no room.
@@ -184,9 +182,8 @@ def encode_windows(
     if isinstance(texts, str):
         raise BadInput("encode_windows takes a list of texts, got one string; put it into a list")
     task = encoder.choose_task(task)
-    shape = resolve_output(
-        encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision, prompt_name
-    )
+    shape = _shape(encoder, task, options)
+    prompt_name = options.get("prompt_name", _DOCUMENT)
     vectors, counts = (
         np.zeros((len(texts), encoder.embedding_dim), np.float32),
         np.zeros(len(texts), np.int64),
@@ -217,6 +214,17 @@ def encode_windows(
         if progress is not None:
             progress(done, len(texts))
     return WindowVectors(shape.finish(vectors), counts)
+
+
+def _shape(encoder: Encoder, task: str | None, options: VectorOptions) -> OutputFormat:
+    return resolve_output(
+        encoder.model.settings,
+        encoder.embedding_dim,
+        task,
+        options.get("truncate_dim"),
+        options.get("precision", Precision.FLOAT32.value),
+        options.get("prompt_name", _DOCUMENT),
+    )
 
 
 def _batches(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.long_text import encode_chunks, encode_windows
+from taskdistill.encode.runner import PassOptions
 from taskdistill.errors import BadInput
+from taskdistill.types import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +49,25 @@ def encode_long(
     long: LongTextOptions,
     *,
     task: str | None,
-    prompt_name: str,
-    truncate_dim: int | None,
-    precision: str,
-    max_length: int | None,
     progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[PassOptions],
 ) -> LongTextVectors:
     """Encode texts whole.
 
-    `max_length`: tokens of one pass; None for all that the model reads. `progress`: called with
-    (texts done, texts in all). Returns vectors, in the order of the texts.
+    `progress`: called with (texts done, texts in all). `options`: as for `Encoder.encode`;
+    `max_length` is in tokens of one pass. Returns vectors, in the order of the texts.
     """
     if long.chunk_tokens is None:
         result = encode_windows(
             encoder,
             texts,
-            window=max_length,
+            window=options.get("max_length"),
             overlap=long.overlap or 0,
             task=task,
-            prompt_name=prompt_name,
-            truncate_dim=truncate_dim,
-            precision=precision,
             progress=progress,
+            prompt_name=options.get("prompt_name"),
+            truncate_dim=options.get("truncate_dim"),
+            precision=options.get("precision", Precision.FLOAT32.value),
         )
         return LongTextVectors(
             result.vectors, np.arange(len(texts)), None, int(result.windows.sum())
@@ -79,12 +79,9 @@ def encode_long(
                 encoder,
                 text,
                 chunk_tokens=long.chunk_tokens,
-                task=task,
-                prompt_name=prompt_name,
-                truncate_dim=truncate_dim,
-                precision=precision,
-                max_length=max_length,
                 overlap=long.overlap,
+                task=task,
+                **options,
             )
         except BadInput as error:
             raise BadInput(f"text {done - 1}: {error}") from None

@@ -31,15 +31,25 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-class EncodeOptions(TypedDict, total=False):
+class VectorOptions(TypedDict, total=False):
+    """What decides the form of a vector, whatever is encoded."""
+
+    prompt_name: str | None
+    truncate_dim: int | None
+    precision: str
+
+
+class PassOptions(VectorOptions, total=False):
+    """`VectorOptions`, and how much of a text one pass reads."""
+
+    max_length: int | None
+
+
+class EncodeOptions(PassOptions, total=False):
     """Arguments of `Encoder.encode`."""
 
     task: TaskChoice
-    prompt_name: str | None
     prompt: str | None
-    truncate_dim: int | None
-    precision: str
-    max_length: int | None
     refuse_truncation: bool
 
 

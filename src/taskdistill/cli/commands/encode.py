@@ -225,7 +225,7 @@ def _to_file(
     )
     terminal.stage(f"encoding {source.path} with {encoder.name}")
     _tell_backend(terminal, encoder, options)
-    return encode_file(encoder, source, out, long=long, progress=terminal.count, **options)  # type: ignore[misc, arg-type]
+    return encode_file(encoder, source, out, options, long=long, progress=terminal.count)
 
 
 def _to_folder(
@@ -237,7 +237,7 @@ def _to_folder(
     running: RuntimeOptions,
     sharded: ShardOptions,
 ) -> EncodeStats:
-    from taskdistill.encode.corpus import SHARD_ROWS, encode_corpus
+    from taskdistill.encode.corpus import SHARD_ROWS, ShardWorkers, encode_corpus
     from taskdistill.encode.ray_executor import run_ray
     from taskdistill.encode.vectors import merge_vectors
     from taskdistill.errors import require_extra
@@ -260,12 +260,14 @@ def _to_folder(
         source,
         out,
         options,
-        processes=1 if sharded.processes is None else sharded.processes,
+        ShardWorkers(
+            processes=1 if sharded.processes is None else sharded.processes,
+            devices=running.device.split(","),
+            backend=running.backend.value,
+            dtype=running.dtype,
+            execute=run_ray if sharded.ray else None,
+        ),
         shard_rows=SHARD_ROWS if sharded.shard_rows is None else sharded.shard_rows,
-        devices=running.device.split(","),
-        backend=running.backend.value,
-        dtype=running.dtype,
-        execute=run_ray if sharded.ray else None,
         opened=lambda encoder: _tell_backend(terminal, encoder, options),
         progress=terminal.count,
     )
