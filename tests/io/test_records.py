@@ -397,7 +397,7 @@ def test_rows_are_read_in_one_place():
         if {"csv", "gzip", "zlib", "bz2", "lzma"} & set(imported(path))
     }
     writers = {"demo/folder.py", "train/log.py", "train/profile.py", "workflows/mine.py"}
-    assert readers - writers == {"io/lines.py", "io/records.py"}
+    assert readers - writers == {"io/lines.py", "io/tables.py"}
 
 
 def imported(path: Path) -> Iterator[str]:
