@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from taskdistill.ablate.phases import Hyperparameters
+from taskdistill.ablate.run_spec import TrainingRun
 from taskdistill.ablate.settings import Ablation, make_experiment
-from taskdistill.ablate.training_run import TRIAL_SEED, TrainingRun
+from taskdistill.ablate.training_run import TRIAL_SEED
 from taskdistill.cli.main import app
 from taskdistill.errors import BadInput
 from taskdistill.seeding import (

@@ -13,16 +13,10 @@ import pytest
 from taskdistill.errors import BadInput, did_you_mean, require_extra
 from taskdistill.io import folders
 from taskdistill.io.atomic import remove_stale, remove_stale_within, sha256_file, write_file
-from taskdistill.io.folders import (
-    check_folder,
-    file_table,
-    read_manifest,
-    seal,
-    versions,
-    write_folder,
-)
+from taskdistill.io.folders import check_folder, file_table, read_manifest, seal, write_folder
 from taskdistill.io.sealed import dump_json
 from taskdistill.types import MANIFEST
+from taskdistill.versions import versions
 
 
 def make(path: Path, **options: object) -> Path:

@@ -15,6 +15,7 @@ from taskdistill.ablate.checks import check_base, check_negatives, check_same
 from taskdistill.ablate.context import ExperimentContext, fill_teacher_store, open_context
 from taskdistill.ablate.phases import (
     SHUFFLED,
+    ArmPhase,
     Hyperparameters,
     batches_hash,
     build_phase,
@@ -24,8 +25,9 @@ from taskdistill.ablate.phases import (
     shuffle,
     untuned,
 )
+from taskdistill.ablate.run_spec import TrainingRun
 from taskdistill.ablate.settings import Ablation, load_experiment, make_experiment
-from taskdistill.ablate.training_run import TrainingRun, result_of, run_training
+from taskdistill.ablate.training_run import result_of, run_training
 from taskdistill.ablate.tuning import trial_points, trial_specs
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.folders import seal
@@ -58,21 +60,18 @@ def job(context: ExperimentContext, name: str, number: int = 0, seed: int = 3):
     arm = arm_of(name)
     module = context.fresh().module
     projection = initial_projection(context.experiment, module, 32, seed)
-    return build_phase(
-        f"phase-{number + 1}",
-        arm,
-        arm.phases[number],
-        POINT,
-        context.experiment,
-        module,
-        context.plan(seed, arm),
-        projection,
-        context.stores,
+    described = ArmPhase(
+        name=f"phase-{number + 1}",
+        arm=arm,
+        terms=arm.phases[number],
+        point=POINT,
         steps=8,
         starts_at=0,
         every=4,
         dims=(8, 32),
     )
+    plan = context.plan(seed, arm)
+    return build_phase(described, context.experiment, module, plan, projection, context.stores)
 
 
 def run(context: ExperimentContext, spec: TrainingRun) -> dict:

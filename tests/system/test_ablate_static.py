@@ -16,9 +16,10 @@ from helpers import tiny, tiny_ablation
 
 from taskdistill.ablate.context import open_context
 from taskdistill.ablate.phases import Hyperparameters
+from taskdistill.ablate.run_spec import TrainingRun
 from taskdistill.ablate.settings import make_experiment
 from taskdistill.ablate.static import CachedTokenizer, static_student
-from taskdistill.ablate.training_run import TrainingRun, result_of, run_training
+from taskdistill.ablate.training_run import result_of, run_training
 from taskdistill.cli.main import run
 from taskdistill.errors import BadInput
 from taskdistill.model.student import StaticModel

@@ -32,7 +32,8 @@ from taskdistill.ablate.controls import FILE as CONTROL
 from taskdistill.ablate.controls import positive_control
 from taskdistill.ablate.experiment import MATCHED, TEACHER, _match_costs, _score_teacher
 from taskdistill.ablate.phases import Hyperparameters
-from taskdistill.ablate.training_run import RESULT, TrainingRun, result_of
+from taskdistill.ablate.run_spec import TrainingRun
+from taskdistill.ablate.training_run import RESULT, result_of
 from taskdistill.data.sources import load_source
 from taskdistill.encode.corpus import ShardWorkers, encode_corpus
 from taskdistill.encode.shards import finished

@@ -18,12 +18,8 @@ from taskdistill.evaluate.models.external import parse_spec
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.teacher.store import open_store
 from taskdistill.train.static_init import start_table
-from taskdistill.workflows.compare_teachers import (
-    EmbedderTeacher,
-    StudentOptions,
-    advice,
-    compare_teachers,
-)
+from taskdistill.workflows.compare_teachers import StudentOptions, advice, compare_teachers
+from taskdistill.workflows.student_maker import EmbedderTeacher
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,51 +14,55 @@ from numpy.typing import NDArray
 
 from taskdistill.ablate.arms import CORE, arm_of
 from taskdistill.ablate.context import ExperimentContext
-from taskdistill.ablate.contrasts import CLAIM, Contrast, Units, contrasts, values
+from taskdistill.ablate.contrasts import CLAIM, Contrast, contrasts, values
 from taskdistill.ablate.controls import control_warning
 from taskdistill.ablate.curves import all_crossings, at_equal_distance, mean_curve, still_changing
 from taskdistill.ablate.measure import WHOLE
+from taskdistill.ablate.query_results import example_queries, length_results
 from taskdistill.ablate.sensitivity import on_fewer_sets, sensitivity_warning
 from taskdistill.ablate.verdict import deciding_sentence, judge
 from taskdistill.encode.batches import cores
-from taskdistill.evaluate.breakdowns import by_length
-from taskdistill.evaluate.set_data import RankingData
-from taskdistill.evaluate.task_type import Score
-from taskdistill.io.folders import versions
 from taskdistill.stats.contrasts import ContrastResult, analyze_contrasts, holm
 from taskdistill.stats.intervals import student_interval
-
-EXAMPLES = 10
-"""Queries shown that the combination helps most, and as many that it harms."""
+from taskdistill.versions import versions
 
 Run = Mapping[str, Any]
 Runs = Sequence[Run]
 
 
-def analyze(
-    context: ExperimentContext,
-    *,
-    frozen: Mapping[str, Any],
-    runs: Runs,
-    trials: Mapping[str, Runs],
-    pilot: Mapping[str, Any],
-    matched: Mapping[str, Any],
-    teacher: Mapping[str, Any],
-    control: Mapping[str, Any] | None,
-    teacher_cost: Mapping[str, Any],
-    same: Mapping[str, Any],
-    seen: Mapping[str, Any],
-    warnings: Sequence[str],
-) -> dict[str, Any]:
-    """Put everything together that results.json holds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What an experiment has measured when all its runs are done."""
 
-    `pilot`: what `detectable` said before the run.
-    """
+    frozen: Mapping[str, Any]
+    """What was fixed before the first step."""
+    runs: Runs
+    trials: Mapping[str, Runs]
+    """Arm to its runs of tuning."""
+    pilot: Mapping[str, Any]
+    """What `detectable` said before the runs."""
+    matched: Mapping[str, Any]
+    """Arms of equal cost, and their factors."""
+    teacher: Mapping[str, Any]
+    """Its own scores on the sets."""
+    control: Mapping[str, Any] | None
+    teacher_cost: Mapping[str, Any]
+    same: Mapping[str, Any]
+    """What the arms shared, as hashes."""
+    seen: Mapping[str, Any]
+    """How much of each set was trained on."""
+    warnings: Sequence[str]
+
+
+def analyze(context: ExperimentContext, evidence: Evidence) -> dict[str, Any]:
+    """Put everything together that results.json holds."""
     experiment = context.experiment
     names = [
-        arm.name for arm in experiment.arms() if any(run["cell"]["arm"] == arm.name for run in runs)
+        arm.name
+        for arm in experiment.arms()
+        if any(run["cell"]["arm"] == arm.name for run in evidence.runs)
     ]
-    by_arm = {name: [run for run in runs if run["cell"]["arm"] == name] for name in names}
+    by_arm = {name: [run for run in evidence.runs if run["cell"]["arm"] == name] for name in names}
     units = units_of(by_arm)
     dims = [variant for variant in units["DC"] if variant.startswith("dim-")]
     request = contrasts(names, dims)
@@ -70,15 +75,17 @@ def analyze(
         experiment.ablation.margin / 100,
         experiment.ablation.seeds,
     )
-    fewer = on_fewer_sets(units, seen, experiment.ablation.margin / 100, experiment.ablation.seeds)
-    curves = _curves(by_arm, teacher_cost)
+    fewer = on_fewer_sets(
+        units, evidence.seen, experiment.ablation.margin / 100, experiment.ablation.seeds
+    )
+    curves = _curves(by_arm, evidence.teacher_cost)
     late = [
         f"Ranking still changing: {text}. A longer run could end in another order."
         for text in curves["still_changing"]
     ]
     return {
         "name": experiment.recipe.name,
-        "frozen": dict(frozen),
+        "frozen": dict(evidence.frozen),
         "verdict": {
             **verdict.to_json(),
             "would_decide": [
@@ -86,37 +93,38 @@ def analyze(
             ],
         },
         "on_fewer_sets": fewer,
-        "smallest_detectable": dict(pilot),
+        "smallest_detectable": dict(evidence.pilot),
         "warnings": [
-            *warnings,
+            *evidence.warnings,
             *late,
-            *control_warning(control),
-            *_after(findings, by_arm, matched),
+            *control_warning(evidence.control),
+            *_after(findings, by_arm, evidence.matched),
             *sensitivity_warning(fewer, verdict.state),
         ],
         "arms": {
             name: {
-                "about": _about(name, matched),
-                **_arm(by_arm[name], findings[f"arm {name}"], teacher, context),
+                "about": _about(name, evidence.matched),
+                **_arm(by_arm[name], findings[f"arm {name}"], evidence.teacher, context),
             }
             for name in names
         },
         "contrasts": _contrasts(request, findings, experiment.ablation.margin / 100),
         "teacher": {
             name: {k: v for k, v in record.items() if k != "units"}
-            for name, record in teacher.items()
+            for name, record in evidence.teacher.items()
         },
-        "positive_control": None if control is None else dict(control),
-        "teacher_cost": dict(teacher_cost),
+        "positive_control": None if evidence.control is None else dict(evidence.control),
+        "teacher_cost": dict(evidence.teacher_cost),
         "curves": curves,
-        "matched": dict(matched),
+        "matched": dict(evidence.matched),
         "tuning": {
-            name: [_trial(run) for run in arm_trials] for name, arm_trials in trials.items()
+            name: [_trial(run) for run in arm_trials]
+            for name, arm_trials in evidence.trials.items()
         },
-        "lengths": _lengths(context, units),
-        "examples": _examples(context, units),
-        "same": dict(same),
-        "seen_in_training": dict(seen),
+        "lengths": length_results(context, units),
+        "examples": example_queries(context, units),
+        "same": dict(evidence.same),
+        "seen_in_training": dict(evidence.seen),
         "sets": [
             {
                 "name": each.name,
@@ -354,56 +362,3 @@ def _after(
     if skipped:
         result.append(f"{skipped} steps with a loss or gradient that was not finite were skipped.")
     return result
-
-
-def _lengths(context: ExperimentContext, units: Units) -> dict[str, list[dict[str, Any]]]:
-    """Score by length of the relevant document, of the core arms, mean over seeds."""
-    result: dict[str, list[dict[str, Any]]] = {}
-    for each in context.sets.primary:
-        data = context.sets.data(each)
-        rows: dict[str, dict[str, Any]] = {}
-        for name in ("A0", *CORE):
-            mean = units[name][WHOLE][each.name].mean(axis=0)
-            for bucket in by_length(each.task, data, Score(float(mean.mean()), {}, {"": mean})):
-                rows.setdefault(bucket.label, {"characters": bucket.label, "queries": bucket.n})[
-                    name
-                ] = bucket.score
-        result[each.name] = list(rows.values())
-    return result
-
-
-def _examples(context: ExperimentContext, units: Units) -> dict[str, Any]:
-    """The queries that DC helps and harms most against the better single arm, mean over seeds."""
-    primary = [each.name for each in context.sets.primary]
-    overall = {
-        name: float(np.mean([units[name][WHOLE][each].mean() for each in primary]))
-        for name in ("D", "C")
-    }
-    against = max(overall, key=lambda name: overall[name])
-    rows: list[dict[str, Any]] = []
-    for each in context.sets.primary:
-        data = context.sets.data(each)
-        assert isinstance(data, RankingData)
-        scores = {name: units[name][WHOLE][each.name].mean(axis=0) for name in CORE}
-        gain = scores["DC"] - scores[against]
-        for place, (query, text) in enumerate(data.queries.items()):
-            rows.append(
-                {
-                    "set": each.name,
-                    "id": query,
-                    "query": text[:160],
-                    "gain": float(gain[place]),
-                    **{n: float(s[place]) for n, s in scores.items()},
-                }
-            )
-    ordered = sorted(rows, key=lambda row: float(row["gain"]))
-    return {
-        "against": against,
-        "helped": [row for row in ordered[::-1][:EXAMPLES] if row["gain"] > 0],
-        "harmed": [row for row in ordered[:EXAMPLES] if row["gain"] < 0],
-        "counts": {
-            "helped": sum(r["gain"] > 0 for r in rows),
-            "harmed": sum(r["gain"] < 0 for r in rows),
-            "queries": len(rows),
-        },
-    }

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from taskdistill.ablate.analysis import analyze
+from taskdistill.ablate.analysis import Evidence, analyze
 from taskdistill.ablate.arms import CORE, Arm, arm_of
 from taskdistill.ablate.checks import (
     check_base,
@@ -28,9 +28,10 @@ from taskdistill.ablate.phases import Hyperparameters, untuned
 from taskdistill.ablate.pilot import detectable, detectable_sentence
 from taskdistill.ablate.report import write_report
 from taskdistill.ablate.run_pool import RunPool
+from taskdistill.ablate.run_spec import TrainingRun
 from taskdistill.ablate.settings import Experiment, trial_steps
 from taskdistill.ablate.static import is_static
-from taskdistill.ablate.training_run import TRIAL_SEED, TrainingRun
+from taskdistill.ablate.training_run import TRIAL_SEED
 from taskdistill.ablate.tuning import best_trial, trial_specs
 from taskdistill.device import device_name
 from taskdistill.errors import BadInput
@@ -106,8 +107,7 @@ def ablate(
             runs = _run_arms(pool, points)
             matched, more = _match_costs(pool, points, runs)
             runs += more
-        results = analyze(
-            context,
+        evidence = Evidence(
             frozen=frozen,
             runs=runs,
             trials=trials,
@@ -120,6 +120,7 @@ def ablate(
             seen=seen,
             warnings=result,
         )
+        results = analyze(context, evidence)
         write_result(out / "results.json", results)
         write_report(out, results, command)
     return results

@@ -108,33 +108,45 @@ def phase_lengths(arm: Arm, steps: int, experiment: Experiment) -> list[int]:
     return [steps - second, second]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmPhase:
+    """One phase of an arm: which terms, from where and how far."""
+
+    name: str
+    arm: Arm
+    terms: Sequence[str]
+    point: Hyperparameters
+    steps: int
+    starts_at: int
+    """Steps of the arm before it."""
+    every: int
+    """Steps between two points of the curve."""
+    dims: Sequence[int]
+    """Prefixes that the Matryoshka loss is taken of."""
+
+
 def build_phase(
-    name: str,
-    arm: Arm,
-    terms: Sequence[str],
-    point: Hyperparameters,
+    phase: ArmPhase,
     experiment: Experiment,
     module: TransformerModel | StaticModel,
     plan: BatchPlan,
     projection: Projection | None,
     stores: Mapping[View, TeacherStore],
-    *,
-    steps: int,
-    starts_at: int,
-    every: int,
-    dims: Sequence[int],
 ) -> Phase:
     """Describe one phase of an arm: the whole student trained on named terms over pairs.
 
     A phase without distillation gets no teacher store, no projection and no similarities: there is
     nothing in it that a teacher's signal could come from.
     """
-    settings = phase_settings(arm, terms, point, experiment, steps=steps, every=every)
+    arm, terms = phase.arm, phase.terms
+    settings = phase_settings(
+        arm, terms, phase.point, experiment, steps=phase.steps, every=phase.every
+    )
     distils = "distill" in terms
     weights = dict(settings.weights)
     if arm.shuffled:
         weights[SHUFFLED] = weights.pop("distill")
-    chosen = list(dims) if arm.matryoshka and settings.matryoshka else [module.embedding_dim]
+    chosen = list(phase.dims) if arm.matryoshka and settings.matryoshka else [module.embedding_dim]
 
     def prepared(batch: Batch) -> TrainBatch:
         return collate(batch, task=Task.RETRIEVAL, distil=distils, negatives=settings.negatives)
@@ -156,7 +168,7 @@ def build_phase(
     stage = experiment.recipe.first_stage()
     heads = Heads(projection=projection if distils else None)
     return Phase(
-        name=name,
+        name=phase.name,
         settings=settings,
         plan=plan,
         prepare=prepared,
@@ -170,7 +182,7 @@ def build_phase(
             weight_decay=stage.projection_weight_decay,
         ),
         stores=stores if distils else {},
-        starts_at=starts_at,
+        starts_at=phase.starts_at,
     )
 
 

@@ -11,12 +11,12 @@ from markupsafe import Markup
 
 from taskdistill.ablate import report_tables as tables
 from taskdistill.ablate.contrasts import BITS, CONTROLS, COSTS, GOR, INTERACTION, LENGTHS, ORDER
+from taskdistill.ablate.report_costs import cost_table, tuning_table
+from taskdistill.ablate.report_tables import Results
 from taskdistill.io.outputs import write_output
 from taskdistill.report.page import ReportData, render_report
 from taskdistill.report.plots import Series, dot_plot, interval_chart, line_chart
 from taskdistill.report.tables import Section, Table
-
-Results = Mapping[str, Any]
 
 MOST_LINES = 6
 """Lines or marks that one chart can tell apart."""
@@ -99,11 +99,11 @@ def report_data(results: Results, command: str) -> ReportData:
                 "Equal cost",
                 _cost_words(results),
                 [
-                    tables.cost_table(results),
+                    cost_table(results),
                     *_some(tables.contrast_table(results, [COSTS], "Contrast alone with more")),
                 ],
             ),
-            Section("Tuning", "", _some(tables.tuning_table(results))),
+            Section("Tuning", "", _some(tuning_table(results))),
             Section(
                 "Queries",
                 _query_words(results),

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Any
 
 from taskdistill.ablate.context import ExperimentContext, open_context
-from taskdistill.ablate.training_run import TrainingRun, result_of, run_training
+from taskdistill.ablate.run_spec import TrainingRun
+from taskdistill.ablate.training_run import result_of, run_training
 from taskdistill.errors import WorkFailed
 from taskdistill.progress import Progress, Stop
 from taskdistill.train.context import Interrupted

@@ -5,14 +5,13 @@ that several arms share.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,17 +21,17 @@ from taskdistill.ablate.context import ExperimentContext
 from taskdistill.ablate.costs import student_flops
 from taskdistill.ablate.measure import TokenEmbedder, dev_scores, macro, test_scores
 from taskdistill.ablate.phases import (
-    Hyperparameters,
+    ArmPhase,
     batches_hash,
     build_phase,
     initial_projection,
     phase_lengths,
     require_no_teacher,
 )
+from taskdistill.ablate.run_spec import TrainingRun
 from taskdistill.device import CPU
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.io.folders import versions
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.outputs import remove_names
 from taskdistill.io.sealed import read_sealed, write_sealed
@@ -50,83 +49,13 @@ from taskdistill.train.phase_folder import load_phase, save_phase
 from taskdistill.train.targets import TargetLookup
 from taskdistill.train.validation import remove_state
 from taskdistill.train.workers import workers
+from taskdistill.versions import versions
 
 RESULT = "result.json"
 TRIAL_SEED = 1_000_003
 """Added to the recipe's seed for trials, so that no seed of the experiment was tuned on."""
 
 OnSteps = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    """One training.
-
-    Attributes:
-        kind: `run`, `trial`, or `first` for the distillation that D->DC, D->C and D->D share.
-        steps: Of the whole arm; a `first` cell trains its first phase of them.
-        trial: Whether a `first` cell is that of the trials.
-    """
-
-    kind: Literal["run", "trial", "first"]
-    arm: str
-    seed: int
-    steps: int
-    point: Hyperparameters
-    first: Hyperparameters | None = None
-    number: int = 0
-    trial: bool = False
-
-    @property
-    def key(self) -> str:
-        """Its folder below the experiment's."""
-        slug = arm_of(self.arm).slug
-        if self.kind == "first":
-            return f"first/{'trials' if self.trial else f'seed-{self.seed}'}"
-        return (
-            f"trials/{slug}/{self.number}"
-            if self.kind == "trial"
-            else f"runs/{slug}/seed-{self.seed}"
-        )
-
-    def needs(self) -> TrainingRun | None:
-        """Return the cell whose end it starts from. Returns the shared first phase, or None."""
-        if self.kind == "first" or self.first is None:
-            return None
-        return TrainingRun(
-            kind="first",
-            arm="D->D",
-            seed=self.seed,
-            steps=self.steps,
-            point=self.first,
-            first=self.first,
-            trial=self.kind == "trial",
-        )
-
-    def trained_steps(self, context: ExperimentContext) -> int:
-        """Return the steps that it trains itself. `context`: for the share of a second phase."""
-        lengths = phase_lengths(arm_of(self.arm), self.steps, context.experiment)
-        return (
-            lengths[0]
-            if self.kind == "first"
-            else sum(lengths) - (lengths[0] if self.first is not None else 0)
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """Return what decides its weights as plain data; seeds tell the cells of trials apart from
-        others.
-        """
-        return {name: value for name, value in asdict(self).items() if name != "trial"}
-
-    def meta(self, context: ExperimentContext) -> dict[str, str]:
-        """Say what must be the same where it is continued."""
-        return {
-            "experiment": context.experiment.digest(),
-            "cell": (
-                hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
-            ),
-            "data": context.data_hash,
-        }
 
 
 def result_of(context: ExperimentContext, spec: TrainingRun) -> dict[str, Any] | None:
@@ -264,20 +193,23 @@ class _TrainingRunner:
         for number, (terms, steps) in enumerate(zip(self.arm.phases, self.lengths, strict=True)):
             last = number + 1 == len(self.lengths)
             point = self.spec.point if last or self.spec.first is None else self.spec.first
+            described = ArmPhase(
+                name=f"phase-{number + 1}",
+                arm=self.arm,
+                terms=terms,
+                point=point,
+                steps=steps,
+                starts_at=start,
+                every=self.every,
+                dims=self.dims,
+            )
             phase = build_phase(
-                f"phase-{number + 1}",
-                self.arm,
-                terms,
-                point,
+                described,
                 self.context.experiment,
                 self.module,
                 self.plan,
                 projection,
                 self.context.stores,
-                steps=steps,
-                starts_at=start,
-                every=self.every,
-                dims=self.dims,
             )
             require_no_teacher(phase)
             yield number, phase

@@ -11,8 +11,9 @@ from scipy.stats import qmc
 
 from taskdistill.ablate.arms import Arm
 from taskdistill.ablate.phases import Hyperparameters, untuned
+from taskdistill.ablate.run_spec import TrainingRun
 from taskdistill.ablate.settings import Experiment, trial_steps
-from taskdistill.ablate.training_run import TRIAL_SEED, TrainingRun
+from taskdistill.ablate.training_run import TRIAL_SEED
 from taskdistill.seeding import later_seed
 
 

@@ -16,9 +16,9 @@ from taskdistill.evaluate.set_data import RankingData
 from taskdistill.evaluate.set_runner import EvalOptions, SetRunner
 from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.io.atomic import remove_stale_within
-from taskdistill.io.folders import versions
 from taskdistill.io.outputs import check_output, write_output
 from taskdistill.io.sealed import dump_json
+from taskdistill.versions import versions
 
 Note = Callable[[str], None]
 

@@ -7,11 +7,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,32 +26,9 @@ from taskdistill.io.atomic import (
 from taskdistill.io.protection import check_replacing, check_writable, folders_of, unlisted
 from taskdistill.io.sealed import FORMAT_VERSION, parse_sealed, seal_json
 from taskdistill.types import MANIFEST
+from taskdistill.versions import versions
 
 Value = TypeVar("Value")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide numbers."""
-    return dict(_versions())
-
-
-@cache
-def _versions() -> dict[str, str]:
-    result = {"python": sys.version.split()[0]}
-    for name in (
-        "taskdistill",
-        "torch",
-        "transformers",
-        "peft",
-        "tokenizers",
-        "numpy",
-        "safetensors",
-    ):
-        try:
-            result[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return result
 
 
 def file_table(folder: Path, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from taskdistill.evaluate.datasets import TASK_TYPES
 from taskdistill.evaluate.languages import name_and_language
 from taskdistill.evaluate.records import Results
-from taskdistill.io.folders import versions
 from taskdistill.model.backbone import EMBEDDED
 from taskdistill.model.model import Model
 from taskdistill.model.student import StaticModel
@@ -17,6 +16,7 @@ from taskdistill.recipe.recipe import Recipe
 from taskdistill.report.model_card import CardRun, CardScore, make_card
 from taskdistill.report.pages import ADAPTERS, BASE, STATIC, TEACHER
 from taskdistill.train.course import courses
+from taskdistill.versions import versions
 
 EMBEDDED_LICENCE = "Apache-2.0"
 TRAIN = "taskdistill train recipe.yaml --out {run}"

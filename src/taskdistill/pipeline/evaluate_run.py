@@ -17,7 +17,6 @@ from taskdistill.evaluate.records import Results
 from taskdistill.evaluate.runner import evaluate_models
 from taskdistill.evaluate.set_runner import EvalOptions
 from taskdistill.evaluate.task_type import EvalSet
-from taskdistill.io.folders import versions
 from taskdistill.model.backbone import load_backbone, resolve
 from taskdistill.model.model import Model, memory_files
 from taskdistill.pipeline.check import evaluation_sets
@@ -39,6 +38,7 @@ from taskdistill.report.pages import (
 )
 from taskdistill.train.arithmetic import choose_arithmetic
 from taskdistill.train.course import courses
+from taskdistill.versions import versions
 
 SPEED_TEXTS = 300
 """Texts on which the speed of each model is measured."""

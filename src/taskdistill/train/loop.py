@@ -14,7 +14,7 @@ from torch import nn
 
 from taskdistill.device import CPU, free_memory_of
 from taskdistill.errors import WorkFailed
-from taskdistill.io.folders import read_manifest, versions
+from taskdistill.io.folders import read_manifest
 from taskdistill.model.flops import step_flops
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.recipe.phases import MICRO_BATCH_TOKENS
@@ -50,6 +50,7 @@ from taskdistill.train.validation import (
     load_best,
     read_scores,
 )
+from taskdistill.versions import versions
 
 
 def run_phase(

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from taskdistill.data.batches import BatchPlan
-from taskdistill.data.rows import Text, make_dataset
 from taskdistill.device import RuntimeOptions
 from taskdistill.encode.batches import cores
 from taskdistill.encode.encoder import Encoder
@@ -30,30 +23,12 @@ from taskdistill.evaluate.runner import evaluate_models
 from taskdistill.evaluate.set_data import RankingData, all_texts
 from taskdistill.evaluate.set_runner import EvalOptions
 from taskdistill.evaluate.task_type import EvalSet
-from taskdistill.io.folders import read_manifest
 from taskdistill.io.outputs import check_claim, claim, write_result
-from taskdistill.io.sealed import hash_json
 from taskdistill.model.backbone import EMBEDDED, resolve
-from taskdistill.model.folder import write_model
-from taskdistill.model.model import Model
-from taskdistill.model.settings import ModelSettings
-from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
-from taskdistill.progress import Progress, never
-from taskdistill.recipe.phases import StaticConfig
-from taskdistill.seeding import torch_seed
-from taskdistill.tasks import Role
-from taskdistill.teacher.fill import fill_store
-from taskdistill.teacher.protocol import TeacherIdentity, slug, unit_rows
-from taskdistill.teacher.store import TeacherStore, open_store
-from taskdistill.train.context import Phase, TrainContext
-from taskdistill.train.log import Log
-from taskdistill.train.loop import run_phase
-from taskdistill.train.phases import build_static, static_phase, teacher_needs
-from taskdistill.train.static_init import start_table
-from taskdistill.train.workers import workers
-from taskdistill.types import MANIFEST, RowKind
+from taskdistill.progress import Progress
 from taskdistill.workflows.evaluate import open_models, placements
+from taskdistill.workflows.student_maker import STUDENT, StudentBudget, StudentMaker
 from taskdistill.workflows.training_texts import training_texts
 
 KIND = "probe"
@@ -63,26 +38,6 @@ _CLAIM: dict[str, Any] = {
     "parts": ("students", "endpoints", "cache"),
 }
 """Of the folder that it writes."""
-
-STUDENT = ": student"
-"""What follows a teacher's name in the name of its student."""
-
-LONG_TEXT = 512
-"""Tokens of one text from which the vocabulary to embed is read."""
-
-
-@dataclass(frozen=True)
-class StudentBudget:
-    """How long a student is trained: about a minute with a small teacher.
-
-    Attributes:
-        texts: Training texts that the teacher embeds, at most.
-    """
-
-    texts: int = 4000
-    steps: int = 400
-    batch_size: int = 128
-    seed: int = 17
 
 
 @dataclass(frozen=True)
@@ -97,7 +52,7 @@ class StudentOptions:
     """Model whose tokenizer all students take; None takes each local teacher's, and the embedded
     model's else.
     """
-    budget: StudentBudget = StudentBudget()
+    budget: StudentBudget = field(default_factory=StudentBudget)
 
 
 class TeacherRow(TypedDict):
@@ -122,21 +77,6 @@ class TeacherComparison(TypedDict):
     effort: dict[str, int]
     results: Results
     """Of teachers and students."""
-
-
-class EmbedderTeacher:
-    """Any model as a teacher: it is told nothing and reads every text as a document."""
-
-    def __init__(self, model: Embedder) -> None:
-        self.model = model
-        self.identity = TeacherIdentity(
-            kind="model", model=model.name, revision=None, weights=model.fingerprint()
-        )
-        self.embedding_dim: int | None = None
-
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embed texts. Returns Float32 (n, dim) unit rows."""
-        return unit_rows(self.model.encode(texts, task=None, prompt_name=Role.DOCUMENT.value))
 
 
 def compare_teachers(
@@ -178,7 +118,7 @@ def compare_teachers(
         ),
     ]
     claim(out, KIND, **_CLAIM)
-    maker = _StudentMaker(
+    maker = StudentMaker(
         out=out,
         texts=sample,
         vocabulary=vocabulary,
@@ -312,104 +252,3 @@ def _sample(
     chosen = rng.choice(len(distinct), size=min(budget.texts, len(distinct)), replace=False)
     progress.note(f"students learn from {len(chosen):,} of {len(distinct):,} texts of {source}")
     return [distinct[i] for i in sorted(chosen.tolist())]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _StudentMaker:
-    """Trains the static student of each teacher from the same texts; goes on where it stopped."""
-
-    out: Path
-    texts: Sequence[str]
-    """Texts to train on."""
-    vocabulary: Sequence[str]
-    """Texts whose tokens get a vector: those and all of the evaluation sets."""
-    budget: StudentBudget
-    threads: int
-    progress: Progress
-
-    def make(self, model: Embedder, tokenizer: TextTokenizer) -> Path:
-        """Make the static student of a teacher, unless the same one is there."""
-        teacher, budget, progress = EmbedderTeacher(model), self.budget, self.progress
-        ids = np.unique(
-            np.concatenate(
-                tokenizer.ids(list(self.vocabulary), prompt="", max_length=LONG_TEXT).ids
-            )
-        )
-        inputs = {
-            "teacher": hash_json(teacher.identity.fields()),
-            "texts": hashlib.sha256("\n".join(self.texts).encode()).hexdigest(),
-            "tokens": hashlib.sha256(tokenizer.to_json().encode() + ids.tobytes()).hexdigest(),
-            "effort": json.dumps(vars(budget), sort_keys=True),
-        }
-        folder = self.out / "students" / f"{slug(model.name)}-{inputs['teacher'][:8]}"
-        if (folder / MANIFEST).is_file() and read_manifest(folder, "model")["inputs"] == inputs:
-            progress.note(f"{model.name}{STUDENT}: made before")
-            return folder
-        store = open_store(self.out / "teacher-store", teacher.identity, None)
-        progress.stage(f"{model.name}: embedding {len(ids):,} tokens and {len(self.texts):,} texts")
-        table = start_table(
-            tokenizer, teacher, store, list(self.texts), progress.count, only=ids.tolist()
-        )
-        settings = StaticConfig(
-            sources={"texts": 1.0},
-            steps=budget.steps,
-            batch_size=min(budget.batch_size, len(self.texts)),
-        )
-        dataset = make_dataset("texts", RowKind.TEXTS, [Text(text) for text in self.texts])
-        plan = BatchPlan(
-            [dataset], {"texts": 1.0}, settings.batch_size, seed=budget.seed, label="static"
-        )
-        self._fill(store, teacher, settings, plan)
-        torch.manual_seed(torch_seed(budget.seed))
-        phase = build_static(settings, table, plan, store, [table.embedding_dim])
-        progress.stage(f"{model.name}{STUDENT}: {settings.steps} steps")
-        self._train(phase, table, tokenizer, folder.parent)
-        model_settings = ModelSettings(max_length=1_000_000, matryoshka_dims=(table.embedding_dim,))
-        student = Model(
-            module=table.eval(),
-            tokenizer=tokenizer,
-            settings=model_settings,
-            name=folder.name,
-            source=folder,
-        )
-        write_model(folder, student, inputs=inputs, replace_existing=True)
-        return folder
-
-    def _fill(
-        self, store: TeacherStore, teacher: EmbedderTeacher, settings: StaticConfig, plan: BatchPlan
-    ) -> None:
-        texts = [
-            text
-            for prompt_texts in teacher_needs("static", static_phase(settings), plan).values()
-            for text in prompt_texts
-        ]
-        fill_store(store, texts, teacher, progress=self.progress.count)
-        if missing := store.missing(texts):
-            raise BadInput(
-                f"teacher {teacher.model.name!r} gives no usable vector for {len(missing)} texts, "
-                f"the first {missing[0][:60]!r}"
-            )
-
-    def _train(
-        self, phase: Phase, table: StaticModel, tokenizer: TextTokenizer, folder: Path
-    ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=folder, prefix=".training-") as work,
-            workers(self.threads) as pool,
-        ):
-            log = Log(Path(work) / "log.jsonl")
-            ctx = TrainContext(
-                tokenizer=tokenizer,
-                prompts={},
-                seed=self.budget.seed,
-                threads=pool,
-                log=log,
-                meta={},
-                on_step=self.progress.step,
-                should_stop=never,
-                thread_count=self.threads,
-                note=self.progress.note,
-            )
-            run_phase(phase, table, Path(work) / "checkpoints", ctx)
-            log.close()

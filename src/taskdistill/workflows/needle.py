@@ -24,11 +24,11 @@ from taskdistill.evaluate.needle import (
     score_needles,
 )
 from taskdistill.io.atomic import remove_stale_within
-from taskdistill.io.folders import versions
 from taskdistill.io.outputs import check_claim, claim, write_output
 from taskdistill.io.sealed import dump_json, hash_json, read_sealed, write_sealed
 from taskdistill.report.page import ReportData, render_report
 from taskdistill.report.tables import Section, Table, Value
+from taskdistill.versions import versions
 
 ANY_LENGTH = 1 << 24
 """Tokens beyond any sentence that is counted."""

@@ -86,8 +86,9 @@ def compare_teachers(
     from taskdistill.evaluate.datasets import EvalSelection
     from taskdistill.evaluate.models.external import parse_spec
     from taskdistill.io.outputs import copy_result
-    from taskdistill.workflows.compare_teachers import StudentBudget, StudentOptions
+    from taskdistill.workflows.compare_teachers import StudentOptions
     from taskdistill.workflows.compare_teachers import compare_teachers as run
+    from taskdistill.workflows.student_maker import StudentBudget
 
     terminal = Terminal(quiet)
     try:

@@ -17,7 +17,6 @@ from taskdistill.errors import BadInput
 from taskdistill.export.base import ExportFormat, ExportJob
 from taskdistill.export.parity import EXACT
 from taskdistill.export.tokenizer_files import write_tokenizer
-from taskdistill.io.folders import versions
 from taskdistill.io.sealed import dump_json
 from taskdistill.model.families import has_windows
 from taskdistill.model.folder import read_model, save_backbone
@@ -28,6 +27,7 @@ from taskdistill.model.model import Model
 from taskdistill.model.student import TransformerModel
 from taskdistill.tasks import PROMPTS, Task
 from taskdistill.types import Pooling
+from taskdistill.versions import versions
 
 PUBLISHED = {
     "qwen3": "jinaai/jina-embeddings-v5-text-small",

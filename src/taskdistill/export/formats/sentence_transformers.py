@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from taskdistill.export.base import ExportFormat, ExportJob
 from taskdistill.export.parity import EXACT
 from taskdistill.export.tokenizer_files import write_tokenizer_config
-from taskdistill.io.folders import versions
 from taskdistill.io.sealed import dump_json
 from taskdistill.model.configuration import quiet_transformers
 from taskdistill.model.folder import fill_folder, read_model
@@ -22,6 +21,7 @@ from taskdistill.model.golden import embed_with
 from taskdistill.model.model import Model
 from taskdistill.model.onnx_graph import silent
 from taskdistill.model.student import TransformerModel
+from taskdistill.versions import versions
 
 REWRITTEN_FAMILIES = frozenset({"qwen3", "eurobert"})
 """Families whose own tokenizer class rebuilds `tokenizer.json` instead of taking it as it is."""

@@ -16,11 +16,12 @@ from typing_extensions import TypedDict
 from taskdistill.errors import BadInput
 from taskdistill.io.arrays import damaged
 from taskdistill.io.atomic import write_file
-from taskdistill.io.folders import read_manifest, versions
+from taskdistill.io.folders import read_manifest
 from taskdistill.io.sealed import seal_json
 from taskdistill.quantization import Int8Ranges
 from taskdistill.search.settings import IndexSettings, SearchDefaults
 from taskdistill.types import MANIFEST
+from taskdistill.versions import versions
 
 KIND = "search-index"
 VERSION = 2
