@@ -30,14 +30,14 @@ from taskdistill.encode.batches import TOKEN_BUDGET
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.placement import assign_devices, default_budget
 from taskdistill.errors import BadInput
-from taskdistill.model.flops import kept_bytes, layer_features
+from taskdistill.model.flops import held_bytes, layer_features
 from taskdistill.model.folder import write_model
 from taskdistill.model.model import Model
 from taskdistill.model.settings import ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.serve import server as serve_run
 from taskdistill.train.batch_loss import static_gradients
-from taskdistill.train.budget import Budget, choose_budget, kept_budget
+from taskdistill.train.budget import Budget, choose_budget, saved_budget
 from taskdistill.train.timer import Timer
 from taskdistill.train.workers import EmbeddingGradient
 
@@ -195,7 +195,7 @@ def test_a_batch_of_the_encoder_has_what_fits(family):
 @pytest.mark.parametrize("compute", [None, torch.bfloat16])
 def test_budgets_of_training_follow_the_memory(compute):
     model = tiny.student("qwen3")
-    trained, token = 1_000, kept_bytes(model.backbone, compute)
+    trained, token = 1_000, held_bytes(model.backbone, compute)
     state = 12 * trained
 
     def chosen(place, room, **options):
@@ -224,8 +224,8 @@ def test_budgets_of_training_follow_the_memory(compute):
 
 def test_a_continued_run_keeps_its_budget_unless_its_device_is_of_another_kind():
     said = {"budget": {"micro_batch_tokens": 96, "keep_tokens": 7}, "device": "twin"}
-    assert kept_budget(said, twin.DEVICE) == Budget(96, 7)
-    assert kept_budget(said, CPU) is None and kept_budget({"device": "cpu"}, CPU) is None
+    assert saved_budget(said, twin.DEVICE) == Budget(96, 7)
+    assert saved_budget(said, CPU) is None and saved_budget({"device": "cpu"}, CPU) is None
 
 
 @pytest.fixture(scope="module")

@@ -154,6 +154,51 @@ def test_no_parameter_list_is_long():
     assert long == []
 
 
+PRIVATE = {"found", "kept", "wanted", "said", "made", "given", "asked", "told", "drawn"} | {
+    "theirs",
+    "ours",
+    "around",
+    "twin",
+    "crew",
+    "lane",
+    "watcher",
+    "surroundings",
+}
+"""Words that say that there is a thing, but not which."""
+
+PUBLISHED = {"asked_again", "kept", "told", "found"}
+"""Fields of records and keys of files that stand in results on disk."""
+
+
+def test_names_say_what_a_thing_is():
+    private = set()
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text("utf-8"))
+        fields = {
+            each.target.id
+            for record in ast.walk(tree)
+            if isinstance(record, ast.ClassDef)
+            for each in record.body
+            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+        }
+        for node in ast.walk(tree):
+            word = None
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                word = node.id
+            elif isinstance(node, ast.arg):
+                word = node.arg
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                word = node.name
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                word = node.attr
+            if word is None or word in fields & PUBLISHED or word == "connection_made":
+                continue
+            parts = set(re.sub(r"([a-z])([A-Z])", r"\1_\2", word).lower().split("_"))
+            if parts & PRIVATE:
+                private.add(f"{name}: {word}")
+    assert private == set()
+
+
 def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr

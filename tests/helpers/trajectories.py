@@ -540,7 +540,7 @@ def run_case(
         table = model.backbone.get_input_embeddings().weight
         rows_that_stay = torch.arange(VOCABULARY) < STAYS
         job = replace(
-            job, kept_rows={name: rows_that_stay for name, p in job.trained.items() if p is table}
+            job, frozen_rows={name: rows_that_stay for name, p in job.trained.items() if p is table}
         )
     try:
         with (

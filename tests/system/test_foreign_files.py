@@ -177,7 +177,7 @@ def test_a_target_that_cannot_be_is_refused_before_anything_is_done(home, tmp_pa
     assert tree(tmp_path) == before and state(home) == inputs
 
 
-OURS = {
+REPLACEABLE = {
     "a manifest": "{box}/model/taskdistill.json",
     "a file that a manifest lists": "{box}/model/golden.json",
     "a file of a folder within": "{box}/run/model/taskdistill.json",
@@ -189,7 +189,7 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("kind", REPLACEABLE)
 def test_no_result_is_written_over_what_a_folder_of_ours_needs(home, tmp_path, kind):
     """Whatever a command can be asked to write beside its work, it is not a part of a folder that
     another command made.
@@ -199,7 +199,7 @@ def test_no_result_is_written_over_what_a_folder_of_ours_needs(home, tmp_path, k
         shutil.copytree(home / name, box / name)
     (box / "link").symlink_to(box / "run")
     before = tree(box)
-    place = OURS[kind].format(box=box)
+    place = REPLACEABLE[kind].format(box=box)
     for line in (
         f"plan {home}/train.yaml --quiet --json {place}",
         f"info {box}/model --json {place}",

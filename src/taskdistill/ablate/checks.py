@@ -97,8 +97,8 @@ def check_negatives(experiment: Experiment, root: Path) -> None:
         for folder in list((root / experiment.recipe.data.sources[name].path).parents)[:3]:
             if not (folder / MANIFEST).is_file():
                 continue
-            made_by = read_manifest(folder).get("fingerprint", {}).get("vectors", {})
-            if teacher := made_by.get("teacher"):
+            fingerprint = read_manifest(folder).get("fingerprint", {}).get("vectors", {})
+            if teacher := fingerprint.get("teacher"):
                 raise BadInput(
                     f"the negatives of source {name!r} were mined by the teacher"
                     f" {teacher.get('model')!r}: they are its signal, and C would not be without"

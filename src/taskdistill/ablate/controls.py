@@ -68,12 +68,13 @@ def _prompts(stores: Mapping[Any, TeacherStore]) -> dict[str, str] | None:
     return {role: form.removesuffix("{text}") for role, form in forms.items()}
 
 
-def control_warning(found: Mapping[str, Any] | None) -> list[str]:
+def control_warning(control: Mapping[str, Any] | None) -> list[str]:
     """Say if the positive control failed."""
-    if found is None or found["retention"] is None or abs(found["retention"] - 1) <= TOLERANCE:
+    retention = None if control is None else control["retention"]
+    if retention is None or abs(retention - 1) <= TOLERANCE:
         return []
     return [
         "The positive control failed: the teacher's own weights, read as a student, keep"
-        f" {100 * found['retention']:.1f} % of its score instead of 100 %. Students and teacher are"
-        " not measured alike."
+        f" {100 * retention:.1f} % of its score instead of 100 %. Students and teacher are not"
+        " measured alike."
     ]

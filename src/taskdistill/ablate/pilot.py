@@ -72,18 +72,18 @@ def _primary(result: dict[str, Any]) -> dict[str, Any]:
     return {name: record for name, record in result["test"]["sets"].items() if "units" in record}
 
 
-def detectable_sentence(found: dict[str, Any]) -> str:
+def detectable_sentence(pilot: dict[str, Any]) -> str:
     """Say what `detectable` found."""
-    spread = f"a stated spread of {found['query_sd']:.2f} over queries"
-    if found["seed_sd"] is not None:
-        spread += f" and {100 * found['seed_sd']:.2f} points over training seeds (pilot)"
-    if found["sets"] >= RANDOM_EFFECT:
+    spread = f"a stated spread of {pilot['query_sd']:.2f} over queries"
+    if pilot["seed_sd"] is not None:
+        spread += f" and {100 * pilot['seed_sd']:.2f} points over training seeds (pilot)"
+    if pilot["sets"] >= RANDOM_EFFECT:
         spread += (
             "; how much the difference varies from set to set is not known before the run and comes"
             " on top"
         )
     return (
-        f"smallest effect that {found['seeds']} seeds and {found['queries']:,} queries (worth"
-        f" {found['effective_queries']:,.0f} in a macro mean) will probably show:"
-        f" {100 * found['smallest_effect']:.2f} points, at {spread}"
+        f"smallest effect that {pilot['seeds']} seeds and {pilot['queries']:,} queries (worth"
+        f" {pilot['effective_queries']:,.0f} in a macro mean) will probably show:"
+        f" {100 * pilot['smallest_effect']:.2f} points, at {spread}"
     )

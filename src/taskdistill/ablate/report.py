@@ -21,7 +21,7 @@ from taskdistill.report.tables import Section, Table
 MOST_LINES = 6
 """Lines or marks that one chart can tell apart."""
 
-SAID = {
+SENTENCES = {
     "supported": "Supported: combining distillation with contrast beats each of them alone.",
     "contradicted": (
         "Contradicted: combining distillation with contrast does not beat both of them."
@@ -44,7 +44,7 @@ def report_data(results: Results, command: str) -> ReportData:
     frozen = {key: results["frozen"][key] for key in ("ablation", "recipe", "left_out")}
     return ReportData(
         title=results["name"],
-        summary=f"{SAID[verdict['state']]} {_relevance(results)}",
+        summary=f"{SENTENCES[verdict['state']]} {_relevance(results)}",
         facts=_facts(results),
         warnings=results["warnings"],
         sections=[
@@ -178,7 +178,7 @@ def _claim_chart(results: Results) -> Markup:
 
 
 def _arm_words(results: Results) -> str:
-    tuned = "after tuning on the dev sets" if results["tuning"] else "with untuned settings"
+    tuned = "after tuning on the dev sets" if results["tuning"] else "with same_length settings"
     return (
         "Every arm starts from one checkpoint, sees the same batches in the same order for each"
         f" seed, and has equal steps, {tuned}. The checkpoint is that of the last step for all."
@@ -328,7 +328,7 @@ def _cost_words(results: Results) -> str:
             got = f"it got {each['run']:.2f} times" + (
                 ", the most allowed" if each["run"] < each["factor"] else ""
             )
-            twin = next(
+            same_length = next(
                 (
                     arm
                     for arm in (f"C-{kind}", "C-flops", "C-seconds")
@@ -336,7 +336,7 @@ def _cost_words(results: Results) -> str:
                 ),
                 None,
             )
-            run = f"{got} ({twin})" if twin else "that arm was not run"
+            run = f"{got} ({same_length})" if same_length else "that arm was not run"
             words.append(
                 f"At equal {message}, teacher included, contrast alone would get"
                 f" {_times(each['factor'])} times the steps; {run}."

@@ -47,7 +47,7 @@ class RunPool:
     should_stop: Stop
     reopen: dict[str, Any]
     _pool: ProcessPoolExecutor | None = None
-    _told: Any = None
+    _notes: Any = None
     _stop: Any = None
     _done: dict[str, int] = field(default_factory=dict)
 
@@ -105,9 +105,9 @@ class RunPool:
     def _at_once(self, specs: Sequence[TrainingRun]) -> None:
         if self._pool is None:
             spawning = multiprocessing.get_context("spawn")
-            self._told, self._stop = spawning.Queue(), spawning.Event()
+            self._notes, self._stop = spawning.Queue(), spawning.Event()
             self._pool = ProcessPoolExecutor(
-                self.jobs, spawning, _start, (self.reopen, self._told, self._stop)
+                self.jobs, spawning, _start, (self.reopen, self._notes, self._stop)
             )
         steps = {spec.key: spec.trained_steps(self.context) for spec in specs}
         self._done = {}
@@ -131,7 +131,7 @@ class RunPool:
     def _listen(self, steps: dict[str, int]) -> None:
         while True:
             try:
-                kind, key, value = self._told.get_nowait()
+                kind, key, value = self._notes.get_nowait()
             except queue.Empty:
                 break
             if kind == "note":

@@ -61,7 +61,7 @@ def _share(counts: Mapping[str, int] | None) -> float:
     return 0.0 if counts is None else (counts["exact"] + counts["near"]) / counts["texts"]
 
 
-def sensitivity_warning(found: Sequence[Mapping[str, Any]], state: str) -> list[str]:
+def sensitivity_warning(fewer: Sequence[Mapping[str, Any]], state: str) -> list[str]:
     """Say if the claim's verdict is another one without the sets whose texts are in training."""
     return [
         f"The claim is {state} on all sets, but {each['state']} without those whose texts are in"
@@ -71,6 +71,6 @@ def sensitivity_warning(found: Sequence[Mapping[str, Any]], state: str) -> list[
             for name, (value, low, high) in each["contrasts"].items()
         )
         + "."
-        for each in found
+        for each in fewer
         if each["seen"] and each["state"] != state
     ]

@@ -102,19 +102,19 @@ def _sentence(name: str, result: ContrastResult, margin: float) -> str:
     return f"{message}; not decided."
 
 
-def deciding_sentence(name: str, found: PowerAnalysis | None) -> str:
+def deciding_sentence(name: str, power: PowerAnalysis | None) -> str:
     """Say in words what would decide a comparison."""
-    if found is None:
+    if power is None:
         return f"{name}: the difference seen is 0, so nothing would show it."
     ways = []
-    if found.queries is not None:
-        ways.append(f"{found.queries:.1f} times the queries at these seeds")
-    if found.seeds is not None:
-        ways.append(f"{found.seeds} seeds at these queries")
-    if found.both is not None:
-        ways.append(f"{found.both:.1f} times both")
-    if found.sets is not None:
-        ways.append(f"{found.sets} test sets that differ as much as these do")
+    if power.queries is not None:
+        ways.append(f"{power.queries:.1f} times the queries at these seeds")
+    if power.seeds is not None:
+        ways.append(f"{power.seeds} seeds at these queries")
+    if power.both is not None:
+        ways.append(f"{power.both:.1f} times both")
+    if power.sets is not None:
+        ways.append(f"{power.sets} test sets that differ as much as these do")
     if not ways:
         return (
             f"{name}: a difference as small as the one seen would not be shown by a thousand seeds"
@@ -126,6 +126,6 @@ def deciding_sentence(name: str, found: PowerAnalysis | None) -> str:
     )
     return (
         f"{message}; more queries or seeds alone would not show it."
-        if len(ways) == 1 and found.sets is not None
+        if len(ways) == 1 and power.sets is not None
         else f"{message}."
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from taskdistill.io.outputs import IsOurs, check_result, is_list_of, is_result
+from taskdistill.io.outputs import IsReplaceable, check_result, is_list_of, is_result
 
 HIT_FIELDS = ("id", "score", "text", "metadata", "start", "end")
 TIER_FIELDS = (
@@ -29,7 +29,7 @@ TIER_FIELDS = (
 is_hits = is_list_of(*HIT_FIELDS)
 is_tiers = is_list_of(*TIER_FIELDS)
 
-_LISTS: Mapping[str, IsOurs] = {"search": is_hits, "tiers": is_tiers}
+_LISTS: Mapping[str, IsReplaceable] = {"search": is_hits, "tiers": is_tiers}
 """Commands whose result is a list."""
 
 

@@ -163,7 +163,7 @@ class BatchPlan:
             teacher_reads=dataset.teacher_reads,
         )
 
-    def drawn(self, steps: int) -> list[int]:
+    def sampled(self, steps: int) -> list[int]:
         """Count how many of the first steps draw each data set.
 
         Returns one count per data set of `datasets`.
@@ -278,6 +278,6 @@ def describe(plan: BatchPlan, steps: int) -> list[dict[str, Any]]:
             "epochs": batches * size / len(dataset.rows),
         }
         for dataset, size, weight, batches in zip(
-            plan.datasets, plan.batch_sizes, plan.weights, plan.drawn(steps), strict=True
+            plan.datasets, plan.batch_sizes, plan.weights, plan.sampled(steps), strict=True
         )
     ]

@@ -122,7 +122,7 @@ class Relations:
     """Query of each row, `(rows,)`."""
     positive_of: Numbers
     """Candidate that is each row's positive, `(rows,)`."""
-    given: list[Numbers]
+    listed: list[Numbers]
     """Candidates that each row already has as negatives."""
     excluded: list[Numbers]
     """Candidates that are no negatives of each query, ascending."""
@@ -185,7 +185,7 @@ def build_relations(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relatio
         candidates=candidate_texts,
         query_of=np.array(query_of, dtype=np.int64),
         positive_of=np.array(positive_of, dtype=np.int64),
-        given=mined_rows,
+        listed=mined_rows,
         excluded=excluded,
         siblings=siblings,
         merged=read - len(candidate_texts),
@@ -275,10 +275,10 @@ def mine_block(
     positive = (vectors[places] * positive_vectors).sum(1) if len(rows) else np.zeros(0, np.float32)
     chosen, reasons = list[Numbers](), Counter[str]()
     for row, at, score in zip(rows.tolist(), places.tolist(), positive.tolist(), strict=True):
-        room = settings.negatives - len(relations.given[row])
+        room = settings.negatives - len(relations.listed[row])
         usable_row = usable is None or bool(usable[relations.positive_of[row]])
         chosen.append(
-            _choose(top[at], result[at], score, relations.given[row], room, row, settings, reasons)
+            _choose(top[at], result[at], score, relations.listed[row], room, row, settings, reasons)
             if usable_row
             else result[at, :0]
         )
@@ -341,13 +341,13 @@ def query_blocks(count: int) -> Iterator[Numbers]:
         yield np.arange(start, min(start + QUERIES, count))
 
 
-def with_negatives(row: Pair, found: Sequence[str]) -> Mapping[str, Any]:
+def with_negatives(row: Pair, negatives: Sequence[str]) -> Mapping[str, Any]:
     """Write a pair with its negatives in our layout.
 
     `found`: negatives to add behind those it came with. Returns a row of
     `pairs/<name>.<split>.jsonl.gz`.
     """
     record: dict[str, Any] = {"query": row.query, "positive": row.positive}
-    if negatives := [*row.negatives, *found]:
+    if negatives := [*row.negatives, *negatives]:
         record["negatives"] = negatives
     return record | ({"lang": row.lang} if row.lang else {})

@@ -143,7 +143,7 @@ def _files(search_paths: Sequence[Path]) -> tuple[list[tuple[str, str]], int]:
     for root in search_paths:
         for folder, folders, names in os.walk(root):
             inside = Path(folder).relative_to(root).parts
-            folders[:] = sorted(name for name in folders if _is_wanted(name, top=not inside))
+            folders[:] = sorted(name for name in folders if _is_read(name, top=not inside))
             for name in sorted(names):
                 if (
                     not name.endswith(".py")
@@ -161,7 +161,7 @@ def _files(search_paths: Sequence[Path]) -> tuple[list[tuple[str, str]], int]:
     return [(modules[module], module) for module in order], too_large
 
 
-def _is_wanted(name: str, *, top: bool) -> bool:
+def _is_read(name: str, *, top: bool) -> bool:
     if name in SKIPPED_FOLDERS or not name.isidentifier():
         return False
     return not (top and name.startswith("__"))

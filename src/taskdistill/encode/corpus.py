@@ -100,7 +100,7 @@ def encode_corpus(
         source=source,
         folder=out,
         shard_rows=shard_rows,
-        asked=options,
+        options=options,
         backend=workers.backend,
         dtype=workers.dtype,
         threads=workers.threads or max(1, cores() // processes),
@@ -164,7 +164,7 @@ def _describe(job: ShardJob, encoder: Encoder) -> dict[str, Any]:
     """Say what is asked for, in every respect that decides the vectors; a wrong argument is found
     here.
     """
-    empty = encoder.encode_reporting([], **job.asked).vectors
+    empty = encoder.encode_reporting([], **job.options).vectors
     rows = TextReader(job.source)
     try:
         count = rows.skip()
@@ -174,7 +174,7 @@ def _describe(job: ShardJob, encoder: Encoder) -> dict[str, Any]:
         "prompt_name": Role.DOCUMENT.value,
         "truncate_dim": None,
         "max_length": None,
-        **job.asked,
+        **job.options,
     }
     task = options.pop("task", None)
     return {

@@ -18,7 +18,7 @@ from taskdistill.encode.texts import EncodeStats, TextReader, nothing_usable
 from taskdistill.errors import BadInput
 from taskdistill.io.outputs import check_output, output
 from taskdistill.io.records import TextSource
-from taskdistill.io.vector_files import OURS, WRITERS, Writer
+from taskdistill.io.vector_files import REPLACEABLE, WRITERS, Writer
 from taskdistill.types import Precision
 
 LONG_WINDOW = 256
@@ -60,11 +60,11 @@ def encode_file(
         raise BadInput(
             f"{out}: a .npy file cannot say which characters a chunk has; write .parquet or .jsonl"
         )
-    check_output(out, OURS[out.suffix])
+    check_output(out, REPLACEABLE[out.suffix])
     counts = EncodeStats()
     rows = TextReader(source)
     texts = rows.take(counts)
-    with closing(rows), output(out, OURS[out.suffix]) as beside:
+    with closing(rows), output(out, REPLACEABLE[out.suffix]) as beside:
         writer: Writer | None = None
         if long is None:
             parts = _cut(encoder, texts, window, options, progress)

@@ -45,7 +45,7 @@ class GraphModel:
         self._model, self._engine, self._threads = model, engine, threads
         self.tasks = model.module.tasks
         self.embedding_dim = model.module.embedding_dim
-        self._made: dict[str | None, Run] = {}
+        self._graphs: dict[str | None, Run] = {}
         self._task: str | None = None
         self._lock = threading.Lock()
 
@@ -60,9 +60,9 @@ class GraphModel:
         traced or the engine cannot run the graph.
         """
         with self._lock:
-            if task not in self._made:
+            if task not in self._graphs:
                 try:
-                    self._made[task] = _open(
+                    self._graphs[task] = _open(
                         _of_task(self._model, task), self._engine, self._threads
                     )
                 except (
@@ -73,11 +73,11 @@ class GraphModel:
                         f"{self._engine} cannot run {self._model.name} ({reason}); use the back end"
                         " torch"
                     ) from error
-            return self._made[task]
+            return self._graphs[task]
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
         """Turn token ids into vectors. Returns `(texts, D)` in the order given, unit rows."""
-        run = self._made.get(self._task) or self.prepare(self._task)
+        run = self._graphs.get(self._task) or self.prepare(self._task)
         return torch.from_numpy(
             np.concatenate([run(batch) for batch in padded_batches(ids, len(ids))])
         )

@@ -89,7 +89,7 @@ class Int8Model:
         self.embedding_dim = model.module.embedding_dim
         self.cosines: dict[str, CosineStats] = {}
         """`base` or task to what was measured; filled as tasks are selected."""
-        self._made: dict[str | None, TransformerModel] = {}
+        self._modules: dict[str | None, TransformerModel] = {}
         self._task: str | None = None
         self._lock = threading.Lock()
 
@@ -103,15 +103,15 @@ class Int8Model:
         `task`: name of an adapter, or None for the base.
         """
         with self._lock:
-            if task not in self._made:
-                self._made[task], self.cosines[task or BASE] = quantized(
+            if task not in self._modules:
+                self._modules[task], self.cosines[task or BASE] = quantized(
                     self._source, task, self._ids
                 )
-            return self._made[task]
+            return self._modules[task]
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
         """Turn token ids into vectors. Returns `(texts, D)` in the order given, not normalised."""
-        prepared = self._made.get(self._task)
+        prepared = self._modules.get(self._task)
         return (prepared or self.prepare(self._task)).embed(ids)
 
 

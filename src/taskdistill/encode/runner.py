@@ -27,8 +27,8 @@ Progress = Callable[[int, int], None]
 TaskChoice = str | Sequence[str | None] | None
 """One task for all texts, or one a text; None is the base."""
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 class VectorOptions(TypedDict, total=False):
@@ -248,7 +248,7 @@ def chunks_of(texts: Iterable[str], size: int) -> Iterator[list[str]]:
         yield chunk
 
 
-def prefetch(items: Iterable[Given], work: Callable[[Given], Made]) -> Iterator[Made]:
+def prefetch(items: Iterable[Input], work: Callable[[Input], Output]) -> Iterator[Output]:
     """Do a piece of work on each item, in a thread, while the caller handles the result of the one
     before.
 

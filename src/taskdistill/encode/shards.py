@@ -34,7 +34,7 @@ class ShardJob:
     folder: Path
     """Output, writable by every worker."""
     shard_rows: int
-    asked: EncodeOptions
+    options: EncodeOptions
     """Arguments of `Encoder.encode`."""
     backend: str
     dtype: str
@@ -76,7 +76,7 @@ def encode_shard(encoder: Encoder, texts: TextReader, number: int, job: ShardJob
     counts, first = EncodeStats(), texts.place
     result = list(texts.take(counts, job.shard_rows))
     try:
-        encoded = encoder.encode_reporting([text for _, text in result], **job.asked)
+        encoded = encoder.encode_reporting([text for _, text in result], **job.options)
     except BadInput as error:
         raise BadInput(f"shard {number}, rows from {first}: {error}") from None
     counts.used, counts.vectors, counts.truncated = (

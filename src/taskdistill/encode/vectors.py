@@ -13,7 +13,7 @@ from taskdistill.encode.shards import shard_files
 from taskdistill.errors import BadInput
 from taskdistill.io.folders import file_fault, read_manifest, require_field
 from taskdistill.io.outputs import output
-from taskdistill.io.vector_files import OURS, WRITERS
+from taskdistill.io.vector_files import REPLACEABLE, WRITERS
 
 STORED = ("float32", "float16", "int8", "uint8")
 ADVICE = "run the same encode command again, which makes the shard anew"
@@ -113,7 +113,7 @@ def merge_vectors(folder: Path, out: Path) -> int:
         raise BadInput(
             f"{out}: a .npy file cannot say which rows have no vector; write .parquet or .jsonl"
         )
-    with output(out, OURS[out.suffix]) as beside:
+    with output(out, REPLACEABLE[out.suffix]) as beside:
         writer = WRITERS[out.suffix](beside)
         for rows, vectors in opened.blocks():
             writer.add(rows, vectors)

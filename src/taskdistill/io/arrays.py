@@ -114,14 +114,14 @@ def array_of(
     head = io.BytesIO(mapped[:4096])
     try:
         npy.read_magic(head)
-        found_shape, fortran, found_dtype = npy.read_array_header_1_0(head)
+        shape_there, fortran, dtype_there = npy.read_array_header_1_0(head)
     except ValueError as error:
         raise damaged(path, f"it is no array ({error})") from None
     requested = np.dtype(dtype)
-    if (found_shape, fortran, found_dtype) != (shape, False, requested):
+    if (shape_there, fortran, dtype_there) != (shape, False, requested):
         raise damaged(
             path,
-            f"it holds {found_dtype} of shape {found_shape} instead of {requested} of shape"
+            f"it holds {dtype_there} of shape {shape_there} instead of {requested} of shape"
             f" {shape}",
         )
     count = int(np.prod(shape))

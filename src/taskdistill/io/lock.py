@@ -71,16 +71,16 @@ def _acquire(path: Path) -> tuple[int, list[str]]:
             continue
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-                raise _not_ours(path) from None
+                raise _no_lock_file(path) from None
             raise
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise _not_ours(path)
+                raise _no_lock_file(path)
             holder = _read(handle)
             if not _is_holder(holder):
                 attempts += 1
                 if holder or attempts > _ATTEMPTS:
-                    raise _not_ours(path)
+                    raise _no_lock_file(path)
                 time.sleep(0.01)
                 continue
             _lock(handle, path)
@@ -161,7 +161,7 @@ def _lock(handle: int, path: Path) -> None:
         ) from None
 
 
-def _not_ours(path: Path) -> BadInput:
+def _no_lock_file(path: Path) -> BadInput:
     return BadInput(
         f"{path} is no lock of a writer, which is a small file with a process number and a host; "
         "it is left as it is: move it away, or give another folder, and run this command again"

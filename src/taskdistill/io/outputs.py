@@ -38,7 +38,7 @@ _STATE = (MANIFEST, "journal.json", "job.json", "log.jsonl", "recipe.yaml", "loc
 for them.
 """
 
-IsOurs = Callable[[BinaryIO], bool]
+IsReplaceable = Callable[[BinaryIO], bool]
 """Says of a file, open at its beginning, whether the program wrote it."""
 
 
@@ -53,7 +53,7 @@ def is_result(file: BinaryIO) -> bool:
     )
 
 
-def is_list_of(*fields: str) -> IsOurs:
+def is_list_of(*fields: str) -> IsReplaceable:
     """Make what says whether a file is a list of objects that a command wrote; an empty list is
     ours only as we write one.
     """
@@ -97,11 +97,11 @@ def _read_json(file: BinaryIO) -> Any:
         return None
 
 
-FORMS: Mapping[str, IsOurs] = {".json": is_result, ".html": is_report}
+FORMS: Mapping[str, IsReplaceable] = {".json": is_result, ".html": is_report}
 """Ending of a file that commands write to what says whether it is ours."""
 
 
-def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
+def check_output(path: Path, is_replaceable: IsReplaceable | None = None) -> None:
     """Refuse a path at which a file cannot be written without taking somebody's place.
 
     `is_ours`: what is recognised as written by an earlier run; None for what its ending says.
@@ -122,7 +122,7 @@ def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
             else "no plain file"
         )
         raise BadInput(f"{path} is {what}, which is not written over; give another path")
-    known = is_ours or FORMS.get(path.suffix)
+    known = is_replaceable or FORMS.get(path.suffix)
     with open_regular(path) as stream:
         recognized = known is not None and known(stream)
     if not recognized:
@@ -137,14 +137,14 @@ def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
     check_replacing(path)
 
 
-def check_result(path: Path, is_ours: IsOurs, out: Path | None) -> None:
+def check_result(path: Path, is_replaceable: IsReplaceable, out: Path | None) -> None:
     """Refuse a path for the JSON result of a command, before the command does anything.
 
     `out`: the folder that the command writes, if it writes one. In other folders of the program no
     result is written over: each is of the command that made the folder. Raises BadInput if
     something is there that the command did not write, or that a folder of the program needs.
     """
-    check_output(path, is_ours)
+    check_output(path, is_replaceable)
     inside, out_folder = path.resolve().parent, None if out is None else out.resolve()
     if inside != out_folder and not (inside / MANIFEST).is_file():
         if out_folder is None or out_folder not in inside.parents:  # the command makes that folder
@@ -181,33 +181,37 @@ def check_parent(path: Path) -> None:
 
 
 @contextmanager
-def output(path: Path, is_ours: IsOurs | None = None) -> Iterator[Path]:
+def output(path: Path, is_replaceable: IsReplaceable | None = None) -> Iterator[Path]:
     """Give a temporary file to write; on success it takes its place, if that is still nobody
     else's.
 
     Yields an empty file beside it. Raises BadInput if something is there that the program did not
     write.
     """
-    check_output(path, is_ours)
+    check_output(path, is_replaceable)
     remove_stale(path)
     with replacing(path) as beside:
         yield beside
-        check_output(path, is_ours)
+        check_output(path, is_replaceable)
 
 
-def write_output(path: Path, data: bytes | str, is_ours: IsOurs | None = None) -> None:
+def write_output(
+    path: Path, data: bytes | str, is_replaceable: IsReplaceable | None = None
+) -> None:
     """Write a file whole, if its place is nobody else's.
 
     `data`: bytes, or text that is written as UTF-8. Raises BadInput if something is there that the
     program did not write.
     """
-    check_output(path, is_ours)
+    check_output(path, is_replaceable)
     remove_stale(path)
     write_file(path, data)
 
 
 def write_result(
-    path: Path, value: Mapping[str, Any] | Sequence[Mapping[str, Any]], is_ours: IsOurs = is_result
+    path: Path,
+    value: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    is_replaceable: IsReplaceable = is_result,
 ) -> None:
     """Write the result of a command as JSON; an object names the program, so that the next run may
     write over it.
@@ -217,7 +221,7 @@ def write_result(
     check_parent(path)
     if isinstance(value, Mapping) and not {"versions", "created_by"} & value.keys():
         value = {**value, "created_by": {"taskdistill": metadata.version("taskdistill")}}
-    write_output(path, dump_json(value), is_ours)
+    write_output(path, dump_json(value), is_replaceable)
 
 
 def copy_result(source: Path, path: Path) -> None:
@@ -235,7 +239,7 @@ def claim(
     kind: str,
     *,
     earlier: Callable[[Path], bool],
-    files: Mapping[str, IsOurs | None] | Sequence[str] = (),
+    files: Mapping[str, IsReplaceable | None] | Sequence[str] = (),
     folders: Mapping[str, str] | None = None,
     parts: Sequence[str] = (),
 ) -> None:
@@ -258,7 +262,7 @@ def check_claim(
     kind: str,
     *,
     earlier: Callable[[Path], bool],
-    files: Mapping[str, IsOurs | None] | Sequence[str] = (),
+    files: Mapping[str, IsReplaceable | None] | Sequence[str] = (),
     folders: Mapping[str, str] | None = None,
     parts: Sequence[str] = (),
 ) -> None:
@@ -276,10 +280,10 @@ def check_claim(
             " give another --out"
         )
     check_writable(path, path / MANIFEST, *(path / name for name in parts))
-    for name, is_ours in (
+    for name, is_replaceable in (
         files.items() if isinstance(files, Mapping) else ((name, None) for name in files)
     ):
-        check_output(path / name, is_ours)
+        check_output(path / name, is_replaceable)
     for name, inner in (folders or {}).items():
         check_replaceable(path / name, inner)
 

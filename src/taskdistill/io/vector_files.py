@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from taskdistill.io.outputs import IsOurs
+from taskdistill.io.outputs import IsReplaceable
 
 MARK = {b"taskdistill": b"vectors"}
 """What the schema of a Parquet file says of itself."""
@@ -139,7 +139,7 @@ def is_jsonl(file: BinaryIO) -> bool:
     )
 
 
-OURS: dict[str, IsOurs] = {".npy": is_npy, ".parquet": is_parquet, ".jsonl": is_jsonl}
+REPLACEABLE: dict[str, IsReplaceable] = {".npy": is_npy, ".parquet": is_parquet, ".jsonl": is_jsonl}
 """Ending of a file to what says whether its writer wrote it."""
 
 WRITERS: dict[str, Callable[[Path], Writer]] = {

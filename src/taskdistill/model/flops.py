@@ -18,7 +18,7 @@ from taskdistill.model.layers import layers_of
 from taskdistill.model.lora import linear_names
 from taskdistill.model.student import StaticModel, TransformerModel
 
-KEPT_FLOAT32, KEPT_HALF = 7.6, 5.7
+HELD_FLOAT32, HELD_HALF = 7.6, 5.7
 """Bytes that a kept graph holds for each token and feature that goes into or comes out of a linear
 map, passes in float32 and in bfloat16 by autocast. Measured with saved-tensor hooks on layers of
 the shapes of MiniLM and Qwen3-0.6B, whole and with LoRA (rank 32, dropout 0.1): 5.6 to 7.6 and
@@ -151,12 +151,12 @@ def layer_features(backbone: nn.Module) -> list[int]:
     ]
 
 
-def kept_bytes(backbone: nn.Module, compute: torch.dtype | None) -> float:
+def held_bytes(backbone: nn.Module, compute: torch.dtype | None) -> float:
     """Estimate what the graph of a forward pass keeps for one token until it is carried back.
 
     `compute`: number type of the passes by autocast; None for that of the weights, float32.
     """
-    return sum(layer_features(backbone)) * (KEPT_FLOAT32 if compute is None else KEPT_HALF)
+    return sum(layer_features(backbone)) * (HELD_FLOAT32 if compute is None else HELD_HALF)
 
 
 def passing_bytes(backbone: nn.Module, dtype: torch.dtype) -> float:

@@ -153,7 +153,7 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
     model.files = fingerprint_files(folder, manifest.get("files"))
     model.settings = replace(model.settings, former_space_ids=[fingerprint(model.files)[:32]])
     if manifest.get("kind") == "model":
-        _add_ours(model, folder, manifest)
+        _add_settings(model, folder, manifest)
     elif (
         not manifest
         and not jina.recognises(folder)
@@ -274,7 +274,7 @@ def manifest_settings(
     return replace(settings, former_space_ids=former)
 
 
-def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
+def _add_settings(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
     model.settings = manifest_settings(manifest, model.module.embedding_dim, model.files, folder)
     model.name = str(manifest["name"])
     if isinstance(model.module, TransformerModel):

@@ -141,16 +141,16 @@ def _difference(backbone: PreTrainedModel, keep: Sequence[int]) -> str:
             again = layers_of(build(make_config(written(config), "config.json")))
     except Exception as error:  # its validators raise classes of their own
         return " ".join(str(error).split())[:200]
-    kept_layers = nn.ModuleList([layers[i] for i in keep])
+    layers_left = nn.ModuleList([layers[i] for i in keep])
     shapes = [
         {name: tuple(tensor.shape) for name, tensor in each.state_dict().items()}
-        for each in (kept_layers, again)
+        for each in (layers_left, again)
     ]
     if shapes[0] != shapes[1]:
         names = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
         return f"{len(names)} tensors such as layer {names[0]}"
     for (name, module), (_, other) in zip(
-        kept_layers.named_modules(), again.named_modules(), strict=True
+        layers_left.named_modules(), again.named_modules(), strict=True
     ):
         if _settings(module) != _settings(other):
             return f"the settings of layer {name}"

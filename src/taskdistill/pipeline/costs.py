@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from taskdistill.model.flops import STATE_BYTES, adapter_size, count_parameters, kept_bytes
+from taskdistill.model.flops import STATE_BYTES, adapter_size, count_parameters, held_bytes
 from taskdistill.model.student import TransformerModel
 from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, StaticConfig
 from taskdistill.train.budget import Budget, choose_budget
@@ -90,7 +90,7 @@ def card_memory(
     return (
         STATE_BYTES * trained_weights(config, module)
         + 4 * frozen
-        + tokens * kept_bytes(module.backbone, _compute(precision))
+        + tokens * held_bytes(module.backbone, _compute(precision))
     )
 
 

@@ -209,7 +209,7 @@ class _StudentPhases:
                 self.dims,
             )
             frozen_rows = {} if settings.freeze_embeddings else unchanged_rows(run, self.module)
-            phase = replace(self._with_teachers(phase), kept_rows=frozen_rows)
+            phase = replace(self._with_teachers(phase), frozen_rows=frozen_rows)
             if regresses and not fitted:
                 init = stage1.projection_init
                 start_projection(run, phase, self.student, projection, dims=self.dims, init=init)

@@ -19,7 +19,7 @@ from taskdistill.errors import WorkFailed
 from taskdistill.model.flops import (
     STATE_BYTES,
     count_parameters,
-    kept_bytes,
+    held_bytes,
     matrix_parameters,
 )
 from taskdistill.model.layers import layers_of
@@ -264,7 +264,7 @@ def _memory(
         (
             LIBRARY_BYTES
             + STATE_BYTES * count_parameters(module)
-            + max(tokens, default=0) * kept_bytes(module.backbone, compute)
+            + max(tokens, default=0) * held_bytes(module.backbone, compute)
         )
         / 1e6
     )

@@ -110,15 +110,15 @@ class Corpus:
             yield name, 1, _text_file(path, name)
 
     def _choose_text_field(self, row: Mapping[str, Any]) -> None:
-        wanted = (self._text_field,) if self._text_field else TEXT_FIELDS
-        found = next((name for name in wanted if name in row), None)
-        if found is None:
+        candidates = (self._text_field,) if self._text_field else TEXT_FIELDS
+        first = next((name for name in candidates if name in row), None)
+        if first is None:
             names = ", ".join(map(str, row))
             raise BadInput(
-                f"{self.path} has no field {' or '.join(wanted)}, its first row has: {names}; name"
-                " the field that holds the text"
+                f"{self.path} has no field {' or '.join(candidates)}, its first row has: {names};"
+                " name the field that holds the text"
             )
-        self._text_field = found
+        self._text_field = first
         if self._id_field is not None and self._id_field not in row:
             raise BadInput(
                 f"{self.path} has no field {self._id_field!r}{did_you_mean(self._id_field, row)};"

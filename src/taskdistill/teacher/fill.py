@@ -107,7 +107,7 @@ def fill_store(
                 filling.add(requested[start : start + shard_rows])
         finally:
             store.refresh()
-    asked_again = 0 if recheck is None else recheck.asked
+    asked_again = 0 if recheck is None else recheck.repeated
     if asked_again:
         notes.append(f"{asked_again:,} texts asked for a second time, to compare the answers")
     return TeacherFillReport(

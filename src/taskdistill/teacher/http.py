@@ -168,17 +168,17 @@ class HttpTeacher:
         body = {"model": self.model, "input": list(texts), "encoding_format": "float", **self.extra}
         status, headers, data = self._post(body)
         if status in _PASSING:
-            raise _Retryable(f"status {status}: {self._said(data)}", _retry_after(headers))
+            raise _Retryable(f"status {status}: {self._reason(data)}", _retry_after(headers))
         if status in (401, 403):
             raise BadInput(
                 f"the teacher endpoint {self.url} refuses the key (status {status}:"
-                f" {self._said(data)}); put a valid key into the environment variable that"
+                f" {self._reason(data)}); put a valid key into the environment variable that"
                 " teacher.api_key_env names"
             )
         if status != 200:
             raise BadInput(
                 f"the teacher endpoint {self.url} refuses the request (status {status}:"
-                f" {self._said(data)}); check teacher.url and teacher.model"
+                f" {self._reason(data)}); check teacher.url and teacher.model"
             )
         return _vectors(data, len(texts))
 
@@ -227,7 +227,7 @@ class HttpTeacher:
         headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
         return _Line(httpx.Client(headers=headers, timeout=self.timeout))
 
-    def _said(self, data: bytes) -> str:
+    def _reason(self, data: bytes) -> str:
         text = " ".join(data[:2000].decode("utf-8", "replace").split())[:200]
         return text.replace(self.api_key, "***") if self.api_key else text
 

@@ -41,7 +41,7 @@ class Disagreement(WorkFailed):
 
 
 @runtime_checkable
-class AskedInRequests(Protocol):
+class InRequests(Protocol):
     """A teacher that cuts texts into requests, each of which may fail or lie by itself."""
 
     def requests(self, texts: Sequence[str]) -> list[int]:
@@ -75,7 +75,7 @@ class Recheck:
         self._rng = np.random.default_rng(seed)
         self._anchor: tuple[str, Floats] | None = None
         self._open: list[tuple[str, Floats]] = []
-        self.asked = 0
+        self.repeated = 0
         """Texts that were sent once more."""
 
     def anchor(self, text: str, row: npt.NDArray[np.floating]) -> None:
@@ -107,7 +107,7 @@ class Recheck:
         groups = (
             [[again[0][0]], [text for text, _ in again[1:]]] if len(again) > 1 else [[again[0][0]]]
         )
-        if isinstance(self._teacher, AskedInRequests):
+        if isinstance(self._teacher, InRequests):
             vectors = self._teacher.embed_apart(groups, retry=retry)
         else:
             vectors = np.concatenate([self._teacher.embed(group) for group in groups])
@@ -122,9 +122,7 @@ class Recheck:
         unit = unit_rows(vectors)
         usable = _usable(unit)
         sizes = (
-            self._teacher.requests(texts)
-            if isinstance(self._teacher, AskedInRequests)
-            else [len(texts)]
+            self._teacher.requests(texts) if isinstance(self._teacher, InRequests) else [len(texts)]
         )
         ends = np.cumsum(sizes)
         places = [
@@ -138,7 +136,7 @@ class Recheck:
         self._open = [(texts[at], unit[at]) for at in chosen] if len(texts) > 1 else []
 
     def _compare(self, again: list[tuple[str, Floats]], vectors: Floats) -> None:
-        self.asked += len(again)
+        self.repeated += len(again)
         now = unit_rows(vectors)
         for (text, then), row in zip(again, now, strict=True):
             cosine = float(then @ row) if len(then) == len(row) else float("nan")

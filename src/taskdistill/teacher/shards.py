@@ -23,7 +23,7 @@ Vectors = npt.NDArray[np.float16]
 _DIGITS = r"\d{5}|[1-9]\d{5,6}"
 """Number of a shard; eight digits are somebody's date."""
 _NUMBER = re.compile(_DIGITS)
-_MADE = re.compile(
+_PART_NAME = re.compile(
     rf"(?P<number>{_DIGITS})(\.keys)?\.npy|\.(?P<hidden>{_DIGITS})(\.keys)?\.(npy|json)\.(taskdistill-)?[0-9a-f]{{8}}"
 )
 
@@ -230,7 +230,7 @@ def leftovers(folder: Path) -> list[Path]:
     next_number = max(map(int, complete), default=-1) + 1
     result = []
     for path in sorted(folder.glob("*")):
-        match = _MADE.fullmatch(path.name)
+        match = _PART_NAME.fullmatch(path.name)
         if match is None or path.is_symlink() or not path.is_file():
             continue
         if (

@@ -18,7 +18,7 @@ Loss = Callable[[Tensor], tuple[dict[str, Tensor], float]]
 Share = Callable[[Tensor, np.ndarray], Tensor]
 """From the vectors of some texts, `(n, D)`, and their places in the batch to their share of the
 weighted sum."""
-Told = tuple[dict[str, float], float, float]
+StepLosses = tuple[dict[str, float], float, float]
 """Each term's value, the weighted sum, and the masked share."""
 
 
@@ -30,7 +30,7 @@ def static_gradients(
     weights: Mapping[str, float],
     held: EmbeddingGradient,
     clock: Timer,
-) -> Told:
+) -> StepLosses:
     """Set the gradient of a static student's token table.
 
     `loss`: from vectors `(texts, D)` to named terms and the masked share. `clock`: told the seconds
@@ -53,7 +53,7 @@ def static_gradients(
     return losses
 
 
-def backward_loss(loss: Loss, weights: Mapping[str, float], leaf: Tensor) -> Told:
+def backward_loss(loss: Loss, weights: Mapping[str, float], leaf: Tensor) -> StepLosses:
     """Take the loss, and add its gradient to those of vectors and heads.
 
     `loss`: from vectors `(texts, D)` to named terms and the masked share. `leaf`: the vectors,

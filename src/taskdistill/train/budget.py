@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from taskdistill.device import CPU, free_memory_of
-from taskdistill.model.flops import kept_bytes
+from taskdistill.model.flops import held_bytes
 from taskdistill.model.student import TransformerModel
 from taskdistill.recipe.phases import MICRO_BATCH_TOKENS
 from taskdistill.train.distributed import ProcessGroup
@@ -72,7 +72,7 @@ def choose_budget(
     else:
         room = free - MOMENTS_AND_GRADIENT * trained
         share = SHARE_OF_HOST / processes_here if device.type == CPU.type else SHARE
-        keep = max(0, int(share * room / kept_bytes(model.backbone, compute)))
+        keep = max(0, int(share * room / held_bytes(model.backbone, compute)))
     usual = MICRO_BATCH_TOKENS if device.type == CPU.type else FULL
     return Budget(micro_batch_tokens or max(LEAST, min(usual, keep)), keep)
 
@@ -87,7 +87,7 @@ def agreed(budget: Budget, processes: ProcessGroup) -> Budget:
     return Budget(int(micro), int(keep))
 
 
-def kept_budget(manifest: Mapping[str, Any], device: torch.device) -> Budget | None:
+def saved_budget(manifest: Mapping[str, Any], device: torch.device) -> Budget | None:
     """Read the budgets under which a checkpoint was made, so that a continued run cuts its batches
     as the run before.
 

@@ -62,7 +62,7 @@ class Phase:
     """Stores of further teachers, in the order of the recipe."""
     readers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Data set to the places of the teachers that read it, where there are several."""
-    kept_rows: Mapping[str, Tensor] = field(default_factory=dict)
+    frozen_rows: Mapping[str, Tensor] = field(default_factory=dict)
     """Trained matrix to `(rows,)` of bool: the rows that stay as they are."""
     needs_base: bool = False
     needs_similarities: bool = False

@@ -24,14 +24,14 @@ class DividedGradients(GradientStep):
     gradients of all weights, which dividing them is to avoid.
     """
 
-    kept: list[MicroBatchOutput] = field(default_factory=list)
+    graphs: list[MicroBatchOutput] = field(default_factory=list)
 
     def first_pass(self, every: Sequence[Sequence[MicroBatch]], keep: bool) -> list[Tensor]:
         """Run as many passes as the busiest process, in surplus ones with a short text whose
         vectors do not count.
         """
         local_batches, vectors = every[self.batch.processes.rank], list[Tensor]()
-        self.kept = []
+        self.graphs = []
         for number, piece in enumerate(self._rounds(every)):
             with torch.set_grad_enabled(keep or self.loss.share is not None):
                 micro = self.forward(piece, False)
@@ -45,7 +45,7 @@ class DividedGradients(GradientStep):
                 )
                 self._carry_back(micro, torch.autograd.grad(part, leaf)[0])
             if keep:
-                self.kept.append(micro)
+                self.graphs.append(micro)
             if number < len(local_batches):
                 vectors.append(micro.vectors.detach())
         return vectors
@@ -54,8 +54,8 @@ class DividedGradients(GradientStep):
         self, every: Sequence[Sequence[MicroBatch]], upstream: Tensor, keep: bool
     ) -> None:
         """Carry the gradient of the vectors back, of surplus passes one of zeros."""
-        local_batches, graphs = every[self.batch.processes.rank], self.kept[::-1]
-        self.kept = []
+        local_batches, graphs = every[self.batch.processes.rank], self.graphs[::-1]
+        self.graphs = []
         for number, piece in enumerate(self._rounds(every)):
             if keep:
                 micro = graphs.pop()

@@ -16,7 +16,7 @@ from taskdistill.model.packed import pack
 from taskdistill.model.pooling import pool
 from taskdistill.model.student import TransformerModel
 from taskdistill.seeding import MICRO_BATCH_STRIDE, derive_seed
-from taskdistill.train.batch_loss import Loss, Share, Told, backward_loss
+from taskdistill.train.batch_loss import Loss, Share, StepLosses, backward_loss
 from taskdistill.train.memory import OutOfMemory
 from taskdistill.train.microbatch import MicroBatch
 from taskdistill.train.shared_batch import LossTooLarge, SharedBatch
@@ -90,7 +90,7 @@ class GradientStep(ABC):
     clock: Timer
     marks: Marks = field(default_factory=list)
 
-    def run(self) -> Told:
+    def run(self) -> StepLosses:
         """Run both passes and the loss between them."""
         batch, processes = self.batch, self.batch.processes
         every = batch.pieces()

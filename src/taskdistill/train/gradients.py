@@ -22,7 +22,7 @@ import numpy as np
 from torch import nn
 
 from taskdistill.model.student import StaticModel, TransformerModel
-from taskdistill.train.batch_loss import Told, static_gradients
+from taskdistill.train.batch_loss import StepLosses, static_gradients
 from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.divided import DividedGradients
 from taskdistill.train.fsdp import is_sharded
@@ -43,7 +43,7 @@ def gradients(
     threads: WorkerPool,
     processes: ProcessGroup = SINGLE,
     clock: Timer | None = None,
-) -> Told:
+) -> StepLosses:
     """Set the gradients of one step.
 
     `model`: the model in training mode, with the right adapter selected. `trained`: its parameters

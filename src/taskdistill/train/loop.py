@@ -20,7 +20,7 @@ from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.recipe.phases import MICRO_BATCH_TOKENS
 from taskdistill.seeding import STEP_STRIDE, derive_seed, torch_seed
 from taskdistill.train.arithmetic import tf32_products
-from taskdistill.train.budget import Budget, agreed, choose_budget, kept_budget
+from taskdistill.train.budget import Budget, agreed, choose_budget, saved_budget
 from taskdistill.train.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -68,14 +68,14 @@ def run_phase(
     for parameter in everything.values():
         parameter.requires_grad_(True)
     optimiser = make_optimizer(
-        settings, phase.trained, phase.moving_heads(), phase.head_schedule, phase.kept_rows
+        settings, phase.trained, phase.moving_heads(), phase.head_schedule, phase.frozen_rows
     )
     meta = {**ctx.meta, "phase": phase.name}
     step, bad, last_good, budget = 0, 0, 0, None
     is_main, sharded = ctx.processes.is_main, is_sharded(model)
     if result := ctx.processes.broadcast(list_checkpoints(folder) if is_main else []):
         step = last_good = load_checkpoint(result[-1], everything, optimiser, meta)
-        budget = kept_budget(read_manifest(result[-1]), ctx.device)
+        budget = saved_budget(read_manifest(result[-1]), ctx.device)
         _say_if_not_identical(result[-1], phase.name, ctx)
     runs = {
         "device": ctx.device.type,
@@ -273,7 +273,7 @@ def _one_step(
         clock=clock,
     )
     with clock("optimiser"):
-        for name, rows in phase.kept_rows.items():
+        for name, rows in phase.frozen_rows.items():
             if (moved := phase.trained[name].grad) is not None:
                 clear_rows(moved, rows)
         norm = gradient_norm(everything)

@@ -85,7 +85,7 @@ def split(
     `lengths`: tokens of each text, `(n,)`. `halvings`: how often; 0 leaves each micro-batch whole.
     Returns the pieces, micro-batch by micro-batch, each in stream order; a single text stays whole.
     """
-    micro_batches_made = []
+    micro_batches = []
     for number in numbers:
         rows = batches[number]
         ends = np.cumsum(lengths[rows])
@@ -95,9 +95,9 @@ def split(
         )
         for part in np.split(np.arange(len(rows)), cuts):
             if len(part):
-                micro_batches_made.append(
+                micro_batches.append(
                     MicroBatch(
                         number, rows[part], int(ends[part[0]] - lengths[rows[part[0]]]), total
                     )
                 )
-    return micro_batches_made
+    return micro_batches

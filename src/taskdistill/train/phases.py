@@ -172,12 +172,12 @@ def collator(name: str, settings: PhaseConfig) -> Any:
         else 0
     )
 
-    def made(batch: Batch) -> TrainBatch:
+    def prepared(batch: Batch) -> TrainBatch:
         return collate(
             batch, task=task, distil=distil, negatives=hard, distil_negatives=task is None
         )
 
-    return made
+    return prepared
 
 
 def teacher_needs(

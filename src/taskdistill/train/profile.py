@@ -26,7 +26,7 @@ MARK = "taskdistill-profile"
 """Stands at the beginning of both files, by which a later run knows them."""
 
 
-def _is_ours(file: BinaryIO) -> bool:
+def _is_profile(file: BinaryIO) -> bool:
     return MARK.encode() in file.read(64)
 
 
@@ -36,8 +36,8 @@ def check_profile(folder: Path, names: Sequence[str]) -> None:
     `folder`: where they will be written. Raises BadInput if something else is there.
     """
     for name in names:
-        check_output(folder / f"{name}.json.gz", _is_ours)
-        check_output(folder / f"{name}.txt", _is_ours)
+        check_output(folder / f"{name}.json.gz", _is_profile)
+        check_output(folder / f"{name}.txt", _is_profile)
 
 
 @contextmanager
@@ -57,16 +57,16 @@ def profiled(folder: Path | None, name: str, steps: int) -> Iterator[Callable[[]
         *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
     ]
 
-    def write(found: profile) -> None:
+    def write(profiled: profile) -> None:
         with tempfile.TemporaryDirectory() as place:
-            found.export_chrome_trace(str(Path(place) / "trace.json"))
+            profiled.export_chrome_trace(str(Path(place) / "trace.json"))
             trace = (Path(place) / "trace.json").read_bytes()
         packed = io.BytesIO()
         with gzip.GzipFile(MARK, "wb", fileobj=packed, mtime=0) as stream:
             stream.write(trace)
-        write_output(folder / f"{name}.json.gz", packed.getvalue(), _is_ours)
-        table = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=ROWS)  # type: ignore[no-untyped-call]
-        write_output(folder / f"{name}.txt", f"{MARK} of {name}\n{table}\n", _is_ours)
+        write_output(folder / f"{name}.json.gz", packed.getvalue(), _is_profile)
+        table = profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=ROWS)  # type: ignore[no-untyped-call]
+        write_output(folder / f"{name}.txt", f"{MARK} of {name}\n{table}\n", _is_profile)
 
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -78,5 +78,5 @@ def profiled(folder: Path | None, name: str, steps: int) -> Iterator[Callable[[]
         schedule=when,
         on_trace_ready=write,
         experimental_config=torch._C._profiler._ExperimentalConfig(profile_all_threads=True),
-    ) as found:
-        yield found.step
+    ) as profiled:
+        yield profiled.step

@@ -22,7 +22,7 @@ class ReplicatedGradients(GradientStep):
     processes at the end.
     """
 
-    kept: list[MicroBatchOutput] = field(default_factory=list)
+    graphs: list[MicroBatchOutput] = field(default_factory=list)
     sums: GradientSums = field(init=False)
     table: nn.Parameter = field(init=False)
     inner: list[nn.Parameter] = field(init=False)
@@ -38,7 +38,7 @@ class ReplicatedGradients(GradientStep):
         """Run this process's pieces forward, and back at once where the loss is a sum
         over texts.
         """
-        self.sums, self.kept = (
+        self.sums, self.graphs = (
             GradientSums(len(self.inner), len(self.inner) < len(self.trained)),
             [],
         )
@@ -51,7 +51,7 @@ class ReplicatedGradients(GradientStep):
                 return self.forward(piece, self.sums.table_trained)
 
         micros = self._each(one, every)
-        self.kept = micros if keep else []
+        self.graphs = micros if keep else []
         return [micro.vectors for micro in micros]
 
     def second_pass(
@@ -59,9 +59,9 @@ class ReplicatedGradients(GradientStep):
     ) -> None:
         """Carry the gradient of the vectors back through this process's pieces."""
         local_batches = every[self.batch.processes.rank]
-        graphs, self.kept = (
+        graphs, self.graphs = (
             (
-                dict(zip((id(piece) for piece in local_batches), self.kept, strict=True))
+                dict(zip((id(piece) for piece in local_batches), self.graphs, strict=True))
                 if keep
                 else {}
             ),

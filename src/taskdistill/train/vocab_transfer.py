@@ -89,7 +89,7 @@ def align(
     probability of each old piece given the new one; a piece that occurs nowhere has an empty row.
     """
     new_ids, old_ids = [np.unique(ids) for ids in new], [np.unique(ids) for ids in old]
-    piece, text, weight = _drawn(new_ids, sizes[0], seed)
+    piece, text, weight = _links(new_ids, sizes[0], seed)
     counts = np.array([len(ids) for ids in old_ids])
     flat, first = (
         np.concatenate(old_ids).astype(np.int64),
@@ -104,9 +104,9 @@ def align(
     pairs_seen, cell = np.unique(keys, return_inverse=True)
     cell, keys = cell.astype(np.int32), pairs_seen % sizes[1]
     pieces = pairs_seen // sizes[1]
-    twin = np.full(sizes[0], -1)
-    twin[list(same or {})] = list((same or {}).values())
-    expected: np.ndarray = np.where(twin[pieces] == keys, FAVOURED, 1.0)
+    partner = np.full(sizes[0], -1)
+    partner[list(same or {})] = list((same or {}).values())
+    expected: np.ndarray = np.where(partner[pieces] == keys, FAVOURED, 1.0)
     for number in range(ROUNDS):
         chance = (
             expected
@@ -120,7 +120,7 @@ def align(
     return csr_matrix((expected, (pieces, keys)), shape=sizes)
 
 
-def _drawn(
+def _links(
     rows_of: Sequence[np.ndarray], size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw the texts in which each piece is aligned.

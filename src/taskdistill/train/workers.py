@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Output = TypeVar("Output")
 
 
 class EmbeddingGradient:
@@ -126,7 +126,7 @@ class WorkerPool:
             else None
         )
 
-    def map(self, work: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
+    def map(self, work: Callable[[Item], Output], items: Sequence[Item]) -> Iterator[Output]:
         """Run work on some items and yield results in their order.
 
         `items`: what it is called with. Yields what work returned; after a failure no thread is

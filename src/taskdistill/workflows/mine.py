@@ -221,7 +221,7 @@ def _run(
                 (
                     stored["counts"]
                     + np.array(
-                        [len(relations.given[row]) for row in stored["rows"]], dtype=np.int64
+                        [len(relations.listed[row]) for row in stored["rows"]], dtype=np.int64
                     )
                 ).tolist()
             )

@@ -216,10 +216,10 @@ def _to_file(
     from taskdistill.encode.encoder import Encoder
     from taskdistill.encode.files import encode_file
     from taskdistill.io.outputs import check_output
-    from taskdistill.io.vector_files import OURS
+    from taskdistill.io.vector_files import REPLACEABLE
 
-    if out.suffix in OURS:
-        check_output(out, OURS[out.suffix])
+    if out.suffix in REPLACEABLE:
+        check_output(out, REPLACEABLE[out.suffix])
     encoder = Encoder.load(
         model, backend=running.backend.value, device=running.device, dtype=running.dtype
     )
@@ -242,7 +242,7 @@ def _to_folder(
     from taskdistill.encode.vectors import merge_vectors
     from taskdistill.errors import require_extra
     from taskdistill.io.outputs import check_output, check_parent
-    from taskdistill.io.vector_files import OURS
+    from taskdistill.io.vector_files import REPLACEABLE
 
     if sharded.merge is not None and sharded.merge.suffix not in ENDINGS:
         raise BadInput(
@@ -250,7 +250,7 @@ def _to_folder(
             " these endings"
         )
     if sharded.merge is not None:
-        check_output(sharded.merge, OURS[sharded.merge.suffix])
+        check_output(sharded.merge, REPLACEABLE[sharded.merge.suffix])
         check_parent(sharded.merge)
     if sharded.ray:
         require_extra("ray", "ray", "--ray")
