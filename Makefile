@@ -9,7 +9,7 @@ RUN ?= runs/quickstart
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-fast test-all fix check golden golden-check clean
+.PHONY: demo test test-fast test-compat test-all fix check golden golden-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/taskdistill train recipes/quickstart.yaml --out $(RUN)
@@ -19,6 +19,10 @@ test: $(VENV)/.test
 
 test-fast: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not whole"
+
+# With every package of others that the program is held against; what is missing is skipped with its name.
+test-compat: $(VENV)/.compat
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" -rs
 
 test-all: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -57,6 +61,10 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[test]'
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.compat: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e '.[compat]'
+	touch $@ $(VENV)/.demo $(VENV)/.test
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[dev]'

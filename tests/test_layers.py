@@ -166,7 +166,7 @@ PRIVATE = {"found", "kept", "wanted", "said", "made", "given", "asked", "told", 
 }
 """Words that say that there is a thing, but not which."""
 
-PUBLISHED = {"asked_again", "kept", "told", "found"}
+PUBLISHED = {"asked", "asked_again", "kept", "told", "found"}
 """Fields of records and keys of files that stand in results on disk."""
 
 
