@@ -258,6 +258,11 @@ def test_bad_sources_are_found_without_the_data(tmp_path):
         plan_run(parse_recipe(stated(tmp_path)), tmp_path, SilentProgress(), card="h1000")
 
 
+def test_a_card_is_refused_where_nothing_is_on_the_hub():
+    with pytest.raises(BadInput, match="the card 'a100' has no effect"):
+        plan_run(load_recipe(RECIPES / "quickstart.yaml"), RECIPES, SilentProgress(), card="a100")
+
+
 def test_files_beside_hub_sources_are_read(tmp_path):
     root = tiny.write_data(tmp_path / "data")
     raw = stated(root)

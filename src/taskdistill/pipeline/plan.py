@@ -15,7 +15,7 @@ import torch
 from taskdistill.data.batches import BatchPlan, describe
 from taskdistill.device import device_name
 from taskdistill.encode.batches import cores
-from taskdistill.errors import WorkFailed
+from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.flops import (
     STATE_BYTES,
     count_parameters,
@@ -69,7 +69,7 @@ def plan_run(
     progress: Progress,
     data_folder: Path | None = None,
     *,
-    card: str = "h100",
+    card: str | None = None,
 ) -> dict[str, Any]:
     """Read the data and say what the run will cost.
 
@@ -77,11 +77,17 @@ def plan_run(
 
     `recipe_folder`: where relative paths of the recipe start. `data_folder`: where the embedded
     default is, or a place where it may be built; None builds it in a temporary folder. `card`:
-    where data or models are on the Hub, the GPU whose hours are counted. Returns plain data:
+    where data or models are on the Hub, the GPU whose hours are counted, an H100 if none is named.
+    Returns plain data:
     phases, teacher, memory and disk, each number with its unit in its name.
     """
     import tempfile
 
+    if card is not None and not is_remote(recipe):
+        raise BadInput(
+            f"the card {card!r} has no effect: data and models are here, so the hours of this"
+            " machine are counted; leave it out, or name them on the Hub"
+        )
     recipe, pairing = choose_start(recipe)
     for line in pairing.lines() if pairing is not None else ():
         progress.note(line)
@@ -92,7 +98,7 @@ def plan_run(
         student = None if is_remote(recipe) else check_models(recipe)
         root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", progress)
         if student is None:
-            return plan_remote(recipe, root, progress, card)
+            return plan_remote(recipe, root, progress, card or "h100")
         module = student.module
         assert isinstance(module, TransformerModel)
         check_sets(recipe, root)

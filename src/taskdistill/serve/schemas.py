@@ -244,7 +244,7 @@ def parse_task(task: str | None, prompt_name: str | None) -> tuple[str | None, s
     adapter, implied = JINA_TASKS[task]
     if implied is not None and prompt_name not in (None, implied):
         raise BadInput(
-            f"task {task!r} means the prompt {implied!r}, but prompt_name is {prompt_name!r}; give"
-            " one of the two"
+            f"task {task!r} means the prompt {implied.value!r}, but prompt_name is"
+            f" {prompt_name!r}; give one of the two"
         )
     return adapter, implied or prompt_name

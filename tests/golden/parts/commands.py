@@ -24,9 +24,7 @@ def record(workshop: Workshop) -> dict[str, Any]:
     workshop.command(
         found, "plan", workshop.recipe_file, "--quiet", result=workshop.path("commands/plan.json")
     )
-    workshop.command(
-        found, "plan", workshop.recipe_file, "--set", "stage1.steps=9", "--gpu", "a100", "--quiet"
-    )
+    workshop.command(found, "plan", workshop.recipe_file, "--set", "stage1.steps=9", "--quiet")
     # Terms and projection that a recipe leaves open follow where the student starts from: cut from
     # its teacher, of another space, at random.
     config = f"student.config={json.dumps(entry.tiny_config('bert'))}"

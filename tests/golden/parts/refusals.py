@@ -97,6 +97,7 @@ def _usage(workshop: Workshop) -> list[tuple[object, ...]]:
         ("encode", model, workshop.texts, "--out", "x.npy", "--dimm", "3"),
         ("evaluate", model),
         ("plan", workshop.recipe_file, "--quite"),
+        ("plan", workshop.recipe_file, "--gpu", "a100"),
         ("index", "delete", workshop.root / "no-index"),
         ("data", "inspect", workshop.recipe_file, "--step", "x"),
     ]

@@ -34,15 +34,15 @@ def plan(
     device: RecipeDevice = None,
     dtype: RecipeDtype = None,
     gpu: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--gpu",
             help=(
                 "Where data or models are on the Hub: the card whose hours are counted (h100, h200,"
-                " a100, l40s, a10)"
+                " a100, l40s, a10); default: h100"
             ),
         ),
-    ] = "h100",
+    ] = None,
     quiet: Quiet = False,
     json: JsonPath = None,
 ) -> None:
