@@ -83,7 +83,7 @@ def test_a_fresh_plan_gives_the_same_batch_at_any_step():
 def test_steps_beyond_one_block_of_draws_are_pure_too():
     plan = BatchPlan([texts(10, "a"), texts(10, "b")], {"a": 1, "b": 3}, 5, seed=1, label="x")
     later = plan.at(9000)
-    assert plan.drawn(9000)[0] + plan.drawn(9000)[1] == 9000
+    assert plan.sampled(9000)[0] + plan.sampled(9000)[1] == 9000
     assert same(
         BatchPlan([texts(10, "a"), texts(10, "b")], {"a": 1, "b": 3}, 5, seed=1, label="x").at(
             9000
@@ -91,7 +91,7 @@ def test_steps_beyond_one_block_of_draws_are_pure_too():
         later,
     )
     names = Counter(plan.at(step).dataset for step in range(4000, 4400))
-    assert names["b"] == plan.drawn(4400)[1] - plan.drawn(4000)[1]
+    assert names["b"] == plan.sampled(4400)[1] - plan.sampled(4000)[1]
 
 
 def test_seed_and_phase_change_the_order():
@@ -108,7 +108,7 @@ def test_datasets_are_drawn_by_weight():
         label="x",
     )
     assert [dataset.name for dataset in plan.datasets] == ["a", "b"]
-    assert abs(plan.drawn(8000)[1] / 8000 - 0.75) < 0.02
+    assert abs(plan.sampled(8000)[1] / 8000 - 0.75) < 0.02
 
 
 @given(st.integers(1, 60), st.data())
