@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -344,3 +345,23 @@ def test_documents_of_several_windows_and_chunks_take_the_offsets_of_their_role(
                 make(prompt_name=role, truncate_dim=dim, precision="binary").vectors,
                 pack_bits(plain - offset),
             )
+
+
+@pytest.mark.parametrize("name", ["trucate_dim", "promt_name", "dim"])
+def test_an_option_that_there_is_not_is_refused_by_every_way_of_encoding(name):
+    encoder = Encoder(tiny.model(tiny.student(), Path(".")), threads=1)
+    ways = [
+        lambda **options: encoder.encode(["a text"], **options),
+        lambda **options: encoder.encode_reporting(["a text"], **options),
+        lambda **options: list(encoder.encode_stream(["a text"], **options)),
+        lambda **options: encode_windows(encoder, ["a text"], **options),
+        lambda **options: encode_chunks(encoder, "a text", **options),
+    ]
+    for way in ways:
+        way(truncate_dim=8)
+        with pytest.raises(TypeError, match=name):
+            way(**{name: 8})
+    with pytest.raises(TypeError, match="max_length"):
+        encode_windows(encoder, ["a text"], max_length=8)
+    with pytest.raises(TypeError, match="prompt"):
+        encode_chunks(encoder, "a text", prompt="x")

@@ -209,7 +209,7 @@ class Encoder(ModelProperties):
         """
         if isinstance(texts, str):
             raise BadInput("encode takes a list of texts, got one string; put it into a list")
-        call = self._call(len(texts), options)
+        call = self._call(len(texts), **options)
         out, cut = call.empty(len(texts)), np.zeros(len(texts), dtype=bool)
         chunks = (list(texts[start : start + WINDOW]) for start in range(0, len(texts), WINDOW))
         note = None if progress is None else lambda done, _: progress(done, len(texts))
@@ -255,7 +255,7 @@ class Encoder(ModelProperties):
             raise BadInput(
                 "a stream has one task for all its texts; encode a list to give each text its own"
             )
-        call = self._call(0, options)
+        call = self._call(0, **options)
         for start, tokens in tokenized(self.model.tokenizer, chunks, call):
             out = call.empty(len(tokens.ids))
             self._runner.run(tokens.ids, call, out, start, progress)
@@ -271,7 +271,7 @@ class Encoder(ModelProperties):
         """
         if longest := max((len(row) for row in ids), default=0):
             check_limit(longest, self.max_length)
-        call = self._call(0, {"task": task, "prompt": ""})
+        call = self._call(0, task=task, prompt="")
         out = call.empty(len(ids))
         self._runner.run(list(ids), call.pooled() if pooled else call, out, 0, None)
         return out
@@ -342,9 +342,21 @@ class Encoder(ModelProperties):
                 self.model.projection.weight.shape[0],
             )
 
-    def _call(self, count: int, options: EncodeOptions) -> EncodeRequest:
-        """Check every argument of a call before the first text is touched."""
-        task, prompt = options.get("task"), options.get("prompt")
+    def _call(
+        self,
+        count: int,
+        *,
+        task: TaskChoice = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        truncate_dim: int | None = None,
+        precision: str = Precision.FLOAT32.value,
+        max_length: int | None = None,
+        refuse_truncation: bool = False,
+    ) -> EncodeRequest:
+        """Check every argument of a call before the first text is touched; a name that is none of
+        `EncodeOptions` is a TypeError, as in any call.
+        """
         if task is None or isinstance(task, str):
             tasks, names = None, [self.choose_task(task)]
         else:
@@ -355,27 +367,21 @@ class Encoder(ModelProperties):
                 )
             tasks = [self.choose_task(name) for name in task]
             names = list(dict.fromkeys(tasks)) or [self.choose_task(None)]
-        dim, precision = (
-            options.get("truncate_dim"),
-            options.get("precision", Precision.FLOAT32.value),
-        )
-        head = self.prompt_text(options.get("prompt_name")) if prompt is None else prompt
+        head = self.prompt_text(prompt_name) if prompt is None else prompt
         return EncodeRequest(
             head=head,
-            limit=check_limit(
-                options.get("max_length"), self.max_length, self.model.tokenizer, head
-            ),
+            limit=check_limit(max_length, self.max_length, self.model.tokenizer, head),
             tasks=tasks,
             shapes={
                 name: resolve_output(
                     self.model.settings,
                     self.embedding_dim,
                     name,
-                    dim,
+                    truncate_dim,
                     precision,
-                    options.get("prompt_name"),
+                    prompt_name,
                 )
                 for name in names
             },
-            refuse_truncation=options.get("refuse_truncation", False),
+            refuse_truncation=refuse_truncation,
         )

@@ -140,6 +140,11 @@ def _whole(
     done, task = 0, options.get("task")
     if not isinstance(task, str | None):
         raise BadInput("a file has one task for all its texts")
+    if options.get("prompt") is not None:
+        raise BadInput(
+            "texts that are read whole take a prompt by its name; give prompt_name instead of"
+            " prompt"
+        )
     passes = PassOptions(
         prompt_name=options.get("prompt_name"),
         truncate_dim=options.get("truncate_dim"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Unpack
+from typing import Unpack, cast
 
 import numpy as np
 import torch
@@ -122,7 +122,8 @@ def encode_chunks(
         BadInput: If the text has no token, or a span or size is outside what there is.
     """
     task = encoder.choose_task(task)
-    shape = _shape(encoder, task, options)
+    form = {name: value for name, value in options.items() if name != "max_length"}
+    shape = _shape(encoder, task, **cast(VectorOptions, form))
     document = _document(encoder, text, options.get("prompt_name", _DOCUMENT))
     room = _room(encoder, document, options.get("max_length"))
     again = room // 8 if overlap is None else overlap
@@ -182,7 +183,7 @@ def encode_windows(
     if isinstance(texts, str):
         raise BadInput("encode_windows takes a list of texts, got one string; put it into a list")
     task = encoder.choose_task(task)
-    shape = _shape(encoder, task, options)
+    shape = _shape(encoder, task, **options)
     prompt_name = options.get("prompt_name", _DOCUMENT)
     vectors, counts = (
         np.zeros((len(texts), encoder.embedding_dim), np.float32),
@@ -216,14 +217,17 @@ def encode_windows(
     return WindowVectors(shape.finish(vectors), counts)
 
 
-def _shape(encoder: Encoder, task: str | None, options: VectorOptions) -> OutputFormat:
+def _shape(
+    encoder: Encoder,
+    task: str | None,
+    *,
+    prompt_name: str | None = _DOCUMENT,
+    truncate_dim: int | None = None,
+    precision: str = Precision.FLOAT32.value,
+) -> OutputFormat:
+    """Resolve `VectorOptions`; a name that is none of them is a TypeError, as in any call."""
     return resolve_output(
-        encoder.model.settings,
-        encoder.embedding_dim,
-        task,
-        options.get("truncate_dim"),
-        options.get("precision", Precision.FLOAT32.value),
-        options.get("prompt_name", _DOCUMENT),
+        encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision, prompt_name
     )
 
 
