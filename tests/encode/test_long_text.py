@@ -349,7 +349,7 @@ def test_documents_of_several_windows_and_chunks_take_the_offsets_of_their_role(
 
 @pytest.mark.parametrize("name", ["trucate_dim", "promt_name", "dim"])
 def test_an_option_that_there_is_not_is_refused_by_every_way_of_encoding(name):
-    encoder = Encoder(tiny.model(tiny.student(), Path(".")), threads=1)
+    encoder = Encoder(tiny.model(tiny.student(), Path()), threads=1)
     ways = [
         lambda **options: encoder.encode(["a text"], **options),
         lambda **options: encoder.encode_reporting(["a text"], **options),
