@@ -291,6 +291,15 @@ def test_a_file_that_is_bad_as_a_whole_is_refused_in_the_same_words(
     assert message in str(refusal.value) and name in str(refusal.value)
 
 
+def test_evaluation_leaves_out_what_training_would_reject_as_empty(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl({"text": "one"}, {"text": "\u200b"}, {"text": " "}, {"text": "two"}))
+    notes: list[str] = []
+    assert [row["text"] for row in evaluation_rows(path, ("text",), notes)] == ["one", "two"]
+    assert len(notes) == 1 and "line 2, line 3" in notes[0]
+    assert by_train(path)[2] == by_encode(path)[2] == by_index(path)[2] == ["one", "two"]
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_no_plain_file_is_refused_and_waits_for_nobody(tmp_path, reader):
     os.mkfifo(tmp_path / "pipe.jsonl")

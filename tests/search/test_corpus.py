@@ -94,6 +94,11 @@ def test_csv_and_tsv(tmp_path):
     )
 
 
+def test_the_ending_of_a_table_counts_in_capitals_too(tmp_path):
+    (tmp_path / "C.CSV").write_text("id,text,year\nx,one,\n")
+    assert list(Corpus(tmp_path / "C.CSV")) == [Document("x", "one", {})]
+
+
 def test_parquet(tmp_path):
     table = pa.table(
         {

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from taskdistill.errors import BadInput, RowError
 from taskdistill.io.lines import decoded, read_lines
-from taskdistill.io.records import check_text, read_records
+from taskdistill.io.records import check_text, is_visible, read_records
 
 Item = TypeVar("Item")
 
@@ -34,7 +34,7 @@ def rows(path: Path, texts: Sequence[str], notes: list[str]) -> Iterator[dict[st
                     path, number, f"needs a text under {key!r}; has {', '.join(row) or 'no keys'}"
                 )
             _check(path, number, row[key], key)
-        if all(row[key].strip() for key in texts):
+        if all(is_visible(row[key]) for key in texts):
             count += 1
             yield {**row, "#": number}
         else:
@@ -77,11 +77,11 @@ def texts_by_id(path: Path, notes: list[str]) -> dict[str, str]:
         notes.append(
             f"{repeated} rows of {path.name} repeat an id with the same text and count once"
         )
-    if empty := [key for key, text in result.items() if not text]:
+    if empty := [key for key, text in result.items() if not is_visible(text)]:
         notes.append(
             f"{len(empty)} texts of {path.name} are empty and are left out: {listing(empty)}"
         )
-    return {key: text for key, text in result.items() if text}
+    return {key: text for key, text in result.items() if is_visible(text)}
 
 
 def judgments(path: Path) -> Iterator[tuple[int, str, str, int]]:

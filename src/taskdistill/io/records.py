@@ -113,7 +113,7 @@ class Records:
         self.names: list[str] | None = None
         """Columns, where the file itself says them before the first row."""
         self._rows: Iterator[RawRow]
-        self._parse: Callable[[int, Any], dict[str, Any]] = lambda _, record: dict(record)
+        self._parse: Callable[[int, Any], dict[str, Any]] = lambda _, record: record
         if kind == TEXT:
             self.names, self._rows, self._parse = ["text"], read_lines(path), _text_row
         elif kind in (".jsonl", ".ndjson"):
@@ -190,12 +190,17 @@ def text_of(record: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, str):
         raise RowError(f"{column!r} is no text", f"it is {kind_of(value)}")
     check_text(value, column)
-    if _VISIBLE.search(value) is None:
+    if not is_visible(value):
         raise RowError(
             f"{column!r} holds no visible character",
             f"{len(value)} characters, none visible" if value else "it is empty",
         )
     return value
+
+
+def is_visible(text: str) -> bool:
+    """Say whether a text shows anything: white space and characters without a glyph do not."""
+    return _VISIBLE.search(text) is not None
 
 
 def value_of(record: Mapping[str, Any], column: str) -> Any:

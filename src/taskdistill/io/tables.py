@@ -115,7 +115,7 @@ def read_columns(
         raise refused(error, 0) from None
     if len(set(names)) != len(names):
         raise BadInput(f"{path} names a column twice: {', '.join(names)}; rename one")
-    unread = dict.fromkeys(names if columns is not None else ())
+    unread = dict.fromkeys(name for name in names if columns is not None and name not in columns)
 
     def records() -> Iterator[RawRow]:
         number = expanded = 0
@@ -133,7 +133,7 @@ def read_columns(
                 raise refused(error, number) from None
             for row in rows:
                 number += 1
-                yield number, 0, row if isinstance(row, RowError) else {**unread, **row}
+                yield number, 0, row if isinstance(row, RowError) else row | unread
         check_unchanged(path, before)
 
     return names, records()

@@ -70,7 +70,7 @@ class Corpus:
                 f"{self.path} is a folder of text files, which have no fields; leave out text_field"
                 " and id_field"
             )
-        self._untyped = any(each in (".csv", ".tsv") for each in self.path.suffixes[-2:])
+        self._untyped = any(each.lower() in (".csv", ".tsv") for each in self.path.suffixes[-2:])
         if not self.path.is_dir():
             Records(self.path).close()
 
