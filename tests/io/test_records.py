@@ -211,10 +211,14 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("a.jsonl.gz", gzip.compress(jsonl({"text": "one"}))[:-9], "damaged or truncated gzip"),
     ("a.txt.gz", b"one\n", "damaged or truncated gzip"),
     ("a.csv.gz", gzip.compress(b"text\n" + os.urandom(9_000))[:5_000], "damaged or truncated"),
-    ("a.jsonl.gz", gzip.compress(b"\n" * (40 << 20)), "decompression bomb"),
+    ("a.jsonl.gz", gzip.compress((b" " * (1 << 20) + b"\n") * 40), "decompression bomb"),
     ("a.txt.gz", gzip.compress(b"x" * (40 << 20)), "decompression bomb"),
     ("a.csv.gz", gzip.compress(b"text\n" + b"x" * (40 << 20)), "decompression bomb"),
-    ("a.tsv.gz", gzip.compress(b"text\tid\n" + b"x\t1\n" * (10 << 20)), "decompression bomb"),
+    (
+        "a.tsv.gz",
+        gzip.compress(b"text\tid\n" + (b"x" * (1 << 20) + b"\t1\n") * 40),
+        "decompression bomb",
+    ),
     (
         "a.parquet",
         parquet(pa.table({"text": ["x" * (40 << 20)]}), compression="zstd"),
